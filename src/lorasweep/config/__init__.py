@@ -1,0 +1,1 @@
+"""Settings: their one account (`schema`), rules (`checks`), folders (`home`) and composition (`compose`)."""

@@ -1,0 +1,235 @@
+"""The one account of every setting: its type, default, unit, bounds and meaning.
+
+`compose` merges the YAML groups of conf/ over these dataclasses, so a wrong key or type fails there; `checks`
+reads the bounds from the same fields. Past composition all code takes these types, never a DictConfig.
+Neighbours: `compose` (builds them), `checks` (cross-field rules), docs/config.md (generated from here).
+"""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, dataclass, field
+from typing import Any
+
+
+def option(
+    default: Any,
+    doc: str,
+    *,
+    choices: tuple[str, ...] | None = None,
+    above: float | None = None,
+    at_least: float | None = None,
+    below: float | None = None,
+    at_most: float | None = None,
+) -> Any:
+    """A setting with its meaning and bounds; lists and dicts are copied into each instance."""
+    limits = {"choices": choices, "above": above, "at_least": at_least, "below": below, "at_most": at_most}
+    metadata = {"doc": doc, **{name: limit for name, limit in limits.items() if limit is not None}}
+    if isinstance(default, list | dict):
+        return field(default_factory=lambda: type(default)(default), metadata=metadata)
+    if default is MISSING:
+        return field(metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass
+class ModelConfig:
+    """Which pretrained base the trials share. Group `model`."""
+
+    name: str = option("", "short name shown in leaderboards; empty: the last part of `path`")
+    path: str = option("", "a Hugging Face hub id, a local directory, or `builtin:NAME` for a base that ships with us")
+    revision: str | None = option(None, "hub revision (branch, tag or commit); null: the default branch")
+    trust_remote_code: bool = option(False, "run Python code that comes with the checkpoint; off unless you ask")
+
+
+@dataclass
+class QuantizationConfig:
+    """How the frozen base is stored. Group `quantization`."""
+
+    kind: str = option("none", "none, or nf4 (bitsandbytes 4-bit NormalFloat, as in QLoRA)", choices=("none", "nf4"))
+    double_quant: bool = option(False, "quantize the quantization constants too (QLoRA section 3)")
+
+
+@dataclass
+class AdapterConfig:
+    """What is trained on top of the base. Group `adapter`."""
+
+    kind: str = option("lora", "lora, or full: every parameter of the base", choices=("lora", "full"))
+    r: int = option(8, "rank of the LoRA update", above=0)
+    alpha: float = option(16.0, "LoRA scale numerator: updates are scaled by alpha / r", above=0)
+    dropout: float = option(0.0, "dropout on the adapter's input", at_least=0, below=1)
+    targets: Any = option("all-linear", "`all-linear` (without the head) or a list of module name endings")
+    layers: Any = option(None, "null: all; an integer N: the top N layers; a list: those layer indexes")
+    bias: str = option(
+        "none", "biases trained beside the adapter, as PEFT's `bias`", choices=("none", "lora_only", "all")
+    )
+    rslora: bool = option(False, "scale by alpha / sqrt(r) (rank-stabilised LoRA, arXiv:2312.03732)")
+
+
+@dataclass
+class DataConfig:
+    """Rows to train, validate and (at promotion alone) test on. Group `data`."""
+
+    kind: str = option(
+        "demo_reviews", "where rows come from", choices=("demo_reviews", "demo_qa", "hub", "file")
+    )
+    train: str | None = option(None, "file: path of the training rows; hub: name of the split")
+    validation: str | None = option(None, "file or split that the search evaluates on; null: carved from train")
+    test: str | None = option(None, "file or split scored at promotion alone; null: see `test_fraction`")
+    hub_id: str | None = option(None, "hub: data set id, for example stanfordnlp/imdb")
+    hub_config: str | None = option(None, "hub: configuration (subset) name; null: the only one")
+    hub_revision: str | None = option(None, "hub: revision; null: the default branch")
+    text_column: str = option("text", "column of the text, or of the first text of a pair")
+    pair_column: str | None = option(None, "column of the second text of a pair (a question's context); null: none")
+    label_column: str = option("label", "column of the label")
+    label_names: list[str] = option(
+        [], "names of the classes in the order of their ids; empty: found in the training rows, sorted"
+    )
+    delimiter: str | None = option(None, "csv and tsv: column separator; null: by file ending")
+    quoting: str = option(
+        "auto", "csv and tsv: auto (csv: quoted, tsv: plain), minimal or none", choices=("auto", "minimal", "none")
+    )
+    max_length: int = option(128, "tokens a row is cut to", above=1)
+    validation_fraction: float = option(
+        0.1, "share of train carved, stratified, where there is no validation", above=0, below=1
+    )
+    test_fraction: float | None = option(
+        None, "share of train set aside where there is no test; null: 0.1 where validation is missing too, else 0",
+        at_least=0, below=1,
+    )
+    split_seed: int = option(0, "seed of the carving", at_least=0)
+    max_train_rows: int | None = option(None, "use only the first N training rows (after a seeded shuffle)", above=0)
+    max_eval_rows: int | None = option(None, "use only the first N rows of validation and of test", above=0)
+    classes: int = option(2, "demo_reviews: 2 (negative, positive) or 4 (also neutral, mixed)", at_least=2, at_most=4)
+    demo_rows: int = option(2400, "demo: training rows to generate; validation and test have a quarter each", above=0)
+    demo_seed: int = option(0, "demo: seed of the generator", at_least=0)
+
+
+@dataclass
+class TaskConfig:
+    """What the model is asked to do with a row. Group `task`."""
+
+    kind: str = option("classify", "classify: a head over the pooled row", choices=("classify",))
+    average: str = option(
+        "macro", "averaging of precision, recall and F1 over classes", choices=("macro", "weighted", "binary")
+    )
+
+
+@dataclass
+class OptimizerConfig:
+    """AdamW, its schedule and its clipping. Group `optimizer`."""
+
+    kind: str = option("adamw", "optimizer", choices=("adamw",))
+    lr: float = option(1e-3, "peak learning rate", above=0)
+    weight_decay: float = option(0.0, "decoupled weight decay; biases are never decayed", at_least=0)
+    beta1: float = option(0.9, "decay of the first moment", at_least=0, below=1)
+    beta2: float = option(0.999, "decay of the second moment", at_least=0, below=1)
+    eps: float = option(1e-8, "added to the root of the second moment", above=0)
+    schedule: str = option("linear", "shape of the learning rate", choices=("linear", "cosine", "constant"))
+    warmup_steps: int = option(0, "optimizer steps of linear warm-up; wins over `warmup_ratio` when > 0", at_least=0)
+    warmup_ratio: float = option(0.0, "share of all steps spent in warm-up", at_least=0, below=1)
+    max_grad_norm: float = option(1.0, "global norm that gradients are clipped to; 0: no clipping", at_least=0)
+
+
+@dataclass
+class TrainConfig:
+    """How long and how one trial trains. Group `train`."""
+
+    batch_size: int = option(16, "rows in one micro-batch", above=0)
+    accumulation: int = option(1, "micro-batches in one optimizer step", above=0)
+    max_steps: int = option(0, "optimizer steps; 0: by `epochs`", at_least=0)
+    epochs: float = option(1.0, "passes over the training rows where max_steps is 0", above=0)
+    eval_every_steps: int = option(
+        0, "optimizer steps between evaluations; 0: at the end alone. The end is always evaluated", at_least=0
+    )
+    eval_batch_size: int = option(64, "rows in one evaluation batch", above=0)
+    early_stopping_evals: int = option(0, "stop after this many evaluations without a new best; 0: never", at_least=0)
+    log_every_steps: int = option(10, "optimizer steps between train/* metric points", above=0)
+    precision: str = option(
+        "fp32", "fp32, bf16 or fp16 (mixed: adapters and moments stay fp32)", choices=("fp32", "bf16", "fp16")
+    )
+    activation_checkpointing: bool = option(False, "recompute activations in the backward pass to save memory")
+    base_dropout: float | None = option(
+        None, "dropout of the base's hidden states; null: the checkpoint's own rate. Attention's inner dropout is off",
+        at_least=0, below=1,
+    )
+    seed: int = option(0, "seed of the adapter's start, the data order and dropout", at_least=0)
+
+
+@dataclass
+class SamplerConfig:
+    """Who proposes the next point. Group `sampler`."""
+
+    kind: str = option(
+        "tpe", "Optuna's sampler; list: the points of sweep.enqueue and no others",
+        choices=("tpe", "random", "grid", "qmc", "gp", "cmaes", "list"),
+    )
+    seed: int = option(0, "seed of the proposals", at_least=0)
+    startup_trials: int = option(10, "tpe, gp, cmaes: random points before the model of the space is used", at_least=0)
+
+
+@dataclass
+class PrunerConfig:
+    """Who stops a losing trial early. Group `pruner`."""
+
+    kind: str = option("none", "none: every trial trains to its end", choices=("none",))
+
+
+@dataclass
+class LauncherConfig:
+    """Where and how many trials train at once. Group `launcher`."""
+
+    kind: str = option("local", "local: on this machine", choices=("local",))
+    slots: Any = option("auto", "trials that share one resident base at a time: an integer, or auto")
+    device: str = option("auto", "auto, cpu, cuda or cuda:N")
+    threads: int | None = option(None, "CPU threads of a worker; null: the cores of this machine", above=0)
+
+
+@dataclass
+class TrackingConfig:
+    """Where runs are recorded. Group `tracking`."""
+
+    dir: str | None = option(None, "folder of mlflow.db and mlruns/; null: LORASWEEP_HOME, else the current folder")
+    price_per_hour: float | None = option(None, "money an hour of this machine costs; shown as cost", at_least=0)
+
+
+@dataclass
+class ObjectiveConfig:
+    """What a sweep looks for: one metric, named exactly as it is logged."""
+
+    metric: str = option("eval/accuracy", "name of a logged metric")
+    direction: str = option("maximize", "maximize or minimize", choices=("maximize", "minimize"))
+
+
+@dataclass
+class SweepConfig:
+    """What varies, how much of it, and what is best. The `sweep:` key of a file in sweeps/."""
+
+    name: str = option("", "name of the study and of the MLflow experiment; the file's name where empty")
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig, metadata={"doc": "what is best"})
+    trials: int = option(20, "budget: number of trials in all, however often the sweep is interrupted", above=0)
+    timeout_seconds: float | None = option(None, "budget: no trial starts after this many seconds of sweep", above=0)
+    total_samples: int | None = option(None, "budget: no trial starts once this many training samples were seen", above=0)
+    space: dict[str, Any] = option({}, "override key -> values in Hydra's override grammar, for example interval(1e-4, 1e-2)")
+    enqueue: list[dict[str, Any]] = option([], "points to try first")
+
+
+@dataclass
+class Config:
+    """One trial, and how a sweep varies it. The first seven groups build a trial; the rest never change its numbers."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    quantization: QuantizationConfig = field(default_factory=QuantizationConfig)
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    task: TaskConfig = field(default_factory=TaskConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    pruner: PrunerConfig = field(default_factory=PrunerConfig)
+    launcher: LauncherConfig = field(default_factory=LauncherConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    sweep: SweepConfig = field(default_factory=SweepConfig)
+
+
+TRIAL_GROUPS = ("model", "quantization", "adapter", "data", "task", "optimizer", "train")
+GROUPS = (*TRIAL_GROUPS, "sampler", "pruner", "launcher", "tracking")

@@ -1,0 +1,71 @@
+"""Every error that lorasweep raises on purpose, in one picklable hierarchy.
+
+A message states the rule, the values that broke it and the repair. `cli` prints it on one screen and exits
+with `exit_code`; anything that is not a `LorasweepError` is a bug and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class LorasweepError(Exception):
+    """Root of all errors for users. `exit_code` is what the command line leaves with."""
+
+    exit_code = 1
+
+
+class ConfigError(LorasweepError):
+    """A config, override or sweep file that cannot work; found before anything heavy loads."""
+
+    exit_code = 2
+
+
+class UsageError(LorasweepError):
+    """A command that cannot be carried out as it was given (no such sweep, nothing to resume)."""
+
+    exit_code = 2
+
+
+class DataError(ConfigError):
+    """A data file or column that is missing, empty or does not fit its labels."""
+
+
+class ModelError(ConfigError):
+    """A base that cannot be found or loaded, or that lacks a module the adapter names."""
+
+
+class ObjectiveError(LorasweepError):
+    """The objective's metric is missing or not finite. Never replaced by another metric."""
+
+
+class StorageError(LorasweepError):
+    """The study, tracker or a checkpoint is unreadable, locked or does not agree with the others."""
+
+
+class PromotionRefused(LorasweepError):
+    """The gate said no; the registry is as it was."""
+
+
+class TrialFailed(LorasweepError):
+    """One trial cannot go on; the sweep does. `cause` is one of the words in `CAUSES`."""
+
+    CAUSES = ("diverged", "out_of_memory", "objective", "config", "data", "exception")
+
+    def __init__(self, cause: str, message: str):
+        super().__init__(cause, message)  # both, so that pickling rebuilds it
+        self.cause, self.message = cause, message
+
+    def __str__(self) -> str:
+        return f"{self.cause}: {self.message}"
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """A hint that ends an error message: the nearest known word, else the list of them (sorted, at most 20)."""
+    known = sorted(set(known))
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    if close:
+        return f"did you mean `{close[0]}`?"
+    shown = ", ".join(known[:20]) + (f", … ({len(known)} in all)" if len(known) > 20 else "")
+    return f"known: {shown}" if known else "none are known"

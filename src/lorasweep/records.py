@@ -1,0 +1,49 @@
+"""What one trial leaves behind, in the words that study, tracker, leaderboard and registry share.
+
+Pure data at the bottom of the tree: no neighbours but the standard library.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from typing import Any
+
+
+class TrialState(StrEnum):
+    """A trial's state. Optuna and MLflow agree with it: see `search.study` and `tracking`."""
+
+    RUNNING = "running"
+    COMPLETE = "complete"
+    PRUNED = "pruned"
+    FAILED = "failed"
+
+
+@dataclass
+class TrialRecord:
+    """One trial as a row of the leaderboard; `metrics` are those of the kept checkpoint.
+
+    `value` is the objective (None unless complete or pruned), `params` maps swept override keys to values,
+    `samples` counts training rows seen, `reason` says why a trial was pruned or failed.
+    """
+
+    trial: int
+    state: TrialState
+    value: float | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+    params: dict[str, Any] = field(default_factory=dict)
+    run_id: str = ""
+    samples: int = 0
+    train_seconds: float = 0.0
+    trainable_params: int = 0
+    total_params: int = 0
+    reason: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """A dict of JSON types, every field by its name."""
+        return {**asdict(self), "state": str(self.state)}
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> TrialRecord:
+        """The inverse of `to_json`."""
+        return cls(**{**fields, "state": TrialState(fields["state"])})
