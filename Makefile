@@ -1,0 +1,77 @@
+# lorasweep. `make sweep` and `make test` need nothing but Python 3.11 to 3.13 and make: they build .venv themselves.
+SWEEP ?= quickstart
+ARGS ?=
+VENV ?= .venv
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || echo python3)
+LORASWEEP = $(VENV)/bin/lorasweep
+PIP = $(VENV)/bin/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
+INPUTS = pyproject.toml constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help setup sweep resume plan leaderboard report promote ui doctor test test-fast lint bench bases clean
+
+help:  ## this list
+	@echo "make TARGET [SWEEP=name] [ARGS=\"overrides\"]      (SWEEP is a file in sweeps/; default: quickstart)"
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk 'BEGIN {FS = ":.*## "} {printf "  %-12s %s\n", $$1, $$2}'
+
+setup: $(VENV)/.runtime  ## create .venv and install lorasweep with pinned versions
+
+sweep: $(VENV)/.runtime  ## run SWEEP, or continue it where it stopped; prints the leaderboard
+	@$(LORASWEEP) sweep $(SWEEP) $(ARGS)
+
+resume: $(VENV)/.runtime  ## continue SWEEP with the overrides it was started with
+	@$(LORASWEEP) resume $(SWEEP) $(ARGS)
+
+plan: $(VENV)/.runtime  ## show what SWEEP would run; trains nothing
+	@$(LORASWEEP) plan $(SWEEP) $(ARGS)
+
+leaderboard: $(VENV)/.runtime  ## the ranked trials of SWEEP
+	@$(LORASWEEP) leaderboard $(SWEEP) $(ARGS)
+
+report: $(VENV)/.runtime  ## write the HTML report of SWEEP
+	@$(LORASWEEP) report $(SWEEP) $(ARGS)
+
+promote: $(VENV)/.runtime  ## score the best trial of SWEEP on the test split and register it as champion
+	@$(LORASWEEP) promote $(SWEEP) $(ARGS)
+
+ui: $(VENV)/.runtime  ## the MLflow UI, opened at SWEEP's leaderboard
+	@$(LORASWEEP) ui $(SWEEP) $(ARGS)
+
+doctor: $(VENV)/.runtime  ## versions, devices, storage; what would not work and how to mend it
+	@$(LORASWEEP) doctor $(ARGS)
+
+test: $(VENV)/.dev  ## every test that needs no GPU
+	@$(VENV)/bin/python -m pytest -n 2 -m "not gpu" $(ARGS)
+
+test-fast: $(VENV)/.dev  ## the tests that take seconds
+	@$(VENV)/bin/python -m pytest -n 2 -m "not gpu and not slow" $(ARGS)
+
+lint: $(VENV)/.dev  ## ruff and mypy
+	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy
+
+bench: $(VENV)/.dev  ## one solo trial against plain PEFT and transformers.Trainer, interleaved
+	@$(VENV)/bin/python benchmarks/solo.py $(ARGS)
+
+bases: $(VENV)/.runtime  ## pretrain the tiny demo bases again, from generated text
+	@$(VENV)/bin/python -m lorasweep.models.pretrain src/lorasweep/models/bases $(ARGS)
+
+clean:  ## remove .venv and caches; what sweeps left (mlflow.db, mlruns/) stays
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/bin/python:
+	@echo "Creating $(VENV) with $(PYTHON)"
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else "lorasweep needs Python 3.11 to 3.13, found %d.%d; set PYTHON=/path/to/python3.11" % v)'
+	@$(PYTHON) -m venv $(VENV)
+
+# torch first and alone: pip then keeps this build when other packages ask for "some torch".
+$(VENV)/.runtime: $(INPUTS) | $(VENV)/bin/python
+	@echo "Installing lorasweep and its pinned dependencies (a few minutes, once)"
+	@$(PIP) torch
+	@$(PIP) -e .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.runtime
+	@echo "Installing the development tools"
+	@$(PIP) -e ".[dev]"
+	@touch $@
