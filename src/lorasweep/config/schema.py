@@ -88,6 +88,7 @@ class DataConfig:
     quoting: str = option(
         "auto", "csv and tsv: auto (csv: quoted, tsv: plain), minimal or none", choices=("auto", "minimal", "none")
     )
+    drop_empty: bool = option(False, "leave out rows with an empty text, pair or label; false: they are an error")
     max_length: int = option(128, "tokens a row is cut to", above=1)
     validation_fraction: float = option(
         0.1, "share of train carved, stratified, where there is no validation", above=0, below=1
@@ -97,8 +98,8 @@ class DataConfig:
         at_least=0, below=1,
     )
     split_seed: int = option(0, "seed of the carving", at_least=0)
-    max_train_rows: int | None = option(None, "use only the first N training rows (after a seeded shuffle)", above=0)
-    max_eval_rows: int | None = option(None, "use only the first N rows of validation and of test", above=0)
+    max_train_rows: int | None = option(None, "use only N training rows, drawn by `split_seed`", above=0)
+    max_eval_rows: int | None = option(None, "use only N rows of validation and of test, drawn by `split_seed`", above=0)
     classes: int = option(2, "demo_reviews: 2 (negative, positive) or 4 (also neutral, mixed)", at_least=2, at_most=4)
     demo_rows: int = option(2400, "demo: training rows to generate; validation and test have a quarter each", above=0)
     demo_seed: int = option(0, "demo: seed of the generator", at_least=0)
