@@ -1,0 +1,154 @@
+"""Reads a user's csv, tsv, jsonl or parquet file into a Table, or says exactly what is wrong with it and where.
+
+The csv module rather than pandas: it refuses ragged rows and broken quotes, which pandas would silently mend.
+Neighbours: `table` (what comes out), `sources` (who asks).
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from lorasweep.config.schema import DataConfig
+from lorasweep.data.table import Table
+from lorasweep.errors import DataError
+
+MAX_FIELD_CHARS = 1 << 27  # csv's own limit of 128 KiB is shorter than some documents
+
+
+def read_table(path: str, setting: str, data: DataConfig) -> Table:
+    """The rows of one file, its format by its ending. `setting` (data.train, …) names the place to mend in errors.
+
+    Relative paths count from the current folder. Raises DataError: no such file, unknown ending, not UTF-8, ragged or
+    broken rows (with their line), nothing but a header.
+    """
+    file = Path(path).expanduser()
+    if not file.is_file():
+        what = "is a folder, not a file" if file.is_dir() else "does not exist"
+        hint = "" if file.is_absolute() else f" (looked in {Path.cwd()})"
+        near = [other.name for other in sorted(file.parent.iterdir()) if reader_of(other)] if file.parent.is_dir() else []
+        there = f"; data files there: {', '.join(near[:10])}" if near else ""
+        raise DataError(f"{setting}={path} {what}{hint}{there}. Give the path of a {', '.join(READERS)} file")
+    reader = reader_of(file)
+    if reader is None:
+        raise DataError(
+            f"{setting}={path} has the ending `{file.suffix}`; a data file ends in {', '.join(READERS)} and is read by "
+            "its ending. Rename or convert it"
+        )
+    columns = reader(file, data)
+    table = Table(columns=columns, where=str(path))
+    if not len(table):
+        raise DataError(f"{setting}={path} has no rows; a split needs at least one")
+    return table
+
+
+def reader_of(file: Path) -> Callable[[Path, DataConfig], dict[str, list[Any]]] | None:
+    """The reader for a file's ending, None where there is none."""
+    return READERS.get(file.suffix.lower())
+
+
+def decoded(file: Path) -> str:
+    """A file's text: UTF-8 with or without a byte order mark, or UTF-16 with one; DataError names the line otherwise."""
+    raw = file.read_bytes()
+    encoding = "utf-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    try:
+        return raw.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = raw[: error.start].count(b"\n") + 1
+        raise DataError(
+            f"{file} is not UTF-8: byte 0x{raw[error.start]:02x} in line {line}. Save it as UTF-8, for example with "
+            f"`iconv -f WINDOWS-1252 -t UTF-8 {file.name}`"
+        ) from None
+
+
+def read_delimited(file: Path, data: DataConfig) -> dict[str, list[Any]]:
+    """A csv or tsv file with a header line; blank lines are skipped.
+
+    In .tsv quotes are plain characters and in .csv they quote, unless data.quoting says otherwise.
+    """
+    is_tsv = file.suffix.lower() in (".tsv", ".tab")
+    delimiter = data.delimiter or ("\t" if is_tsv else ",")
+    if len(delimiter) != 1:
+        raise DataError(f"data.delimiter={delimiter!r}: a delimiter is one character, for example ';' or '|'")
+    plain = data.quoting == "none" or (data.quoting == "auto" and is_tsv)
+    text = decoded(file)
+    csv.field_size_limit(MAX_FIELD_CHARS)
+    if plain:  # with quotes as plain characters only a newline ends a row
+        lines = text.replace("\r\n", "\n").split("\n")
+        rows: Any = csv.reader(lines, delimiter=delimiter, quoting=csv.QUOTE_NONE, strict=True)
+    else:
+        rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    try:
+        header = next((row for row in rows if any(cell.strip() for cell in row)), [])
+        names = [name.strip() for name in header]
+        check_header(names, file)
+        columns: dict[str, list[Any]] = {name: [] for name in names}
+        for row in rows:
+            if not row or (len(row) == 1 and not row[0].strip()):
+                continue  # a blank line
+            if len(row) != len(names):
+                raise DataError(
+                    f"{file}, line {rows.line_num}: {len(row)} fields where the header has {len(names)} "
+                    f"({', '.join(names)}). Mend the line, or set data.delimiter (now {delimiter!r}) or data.quoting "
+                    f"(now {'none' if plain else 'minimal'})"
+                )
+            for name, cell in zip(names, row, strict=True):
+                columns[name].append(cell)
+    except csv.Error as error:
+        raise DataError(
+            f"{file}, line {rows.line_num}: broken quoting ({error}). Mend the line, or set data.quoting=none where "
+            "quotes are plain characters"
+        ) from None
+    return columns
+
+
+def check_header(names: list[str], file: Path) -> None:
+    """Column names must be there and differ."""
+    if not names:
+        raise DataError(f"{file} is empty; a csv or tsv file starts with a header line that names its columns")
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise DataError(f"{file}: the header names `{twice[0]}` more than once; columns must have different names")
+
+
+def read_jsonl(file: Path, data: DataConfig) -> dict[str, list[Any]]:
+    """One JSON object a line; a key that a row lacks is an empty cell."""
+    rows: list[dict[str, Any]] = []
+    for number, line in enumerate(decoded(file).split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{file}, line {number}: not JSON ({error}). A .jsonl file has one object a line") from None
+        if not isinstance(row, dict):
+            raise DataError(f"{file}, line {number}: a {type(row).__name__} where a .jsonl file has one object a line")
+        rows.append(row)
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    return {name: [row.get(name) for row in rows] for name in names}
+
+
+def read_parquet(file: Path, data: DataConfig) -> dict[str, list[Any]]:
+    """All columns of a parquet file."""
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.read_table(file)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(f"{file} cannot be read as parquet: {error}") from None
+    return {str(name): column for name, column in table.to_pydict().items()}
+
+
+READERS: dict[str, Callable[[Path, DataConfig], dict[str, list[Any]]]] = {
+    ".csv": read_delimited,
+    ".tsv": read_delimited,
+    ".tab": read_delimited,
+    ".jsonl": read_jsonl,
+    ".ndjson": read_jsonl,
+    ".parquet": read_parquet,
+}

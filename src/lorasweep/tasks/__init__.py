@@ -1,0 +1,14 @@
+"""What a model is asked to do with a row: `make_task` picks the task that the config names."""
+
+from __future__ import annotations
+
+from lorasweep.config.schema import Config
+from lorasweep.tasks.base import Task
+from lorasweep.tasks.classify import Classify
+
+__all__ = ["Classify", "Task", "make_task"]
+
+
+def make_task(config: Config, label_names: list[str]) -> Task:
+    """The task of `config.task`, for these classes; ConfigError where its settings do not fit them."""
+    return Classify(config.task, label_names)
