@@ -40,8 +40,16 @@ def read_split(split: str, setting: str, data: DataConfig) -> Table:
     finally:
         datasets.utils.logging.set_verbosity(quiet)
     feature = loaded.features.get(data.label_column)
-    names = list(feature.names) if isinstance(feature, datasets.ClassLabel) else None
-    return Table(columns={name: list(loaded[name]) for name in loaded.column_names}, where=where, label_names=names)
+    columns = {name: list(loaded[name]) for name in loaded.column_names}
+    if not isinstance(feature, datasets.ClassLabel):
+        return Table(columns=columns, where=where)
+    names = list(feature.names)
+    if not data.label_names or set(data.label_names) == set(names):
+        # by name, since a name can look like another class's id; data.label_names of the user's own go by id
+        columns[data.label_column] = [
+            names[label] if label is not None and label >= 0 else label for label in columns[data.label_column]
+        ]
+    return Table(columns=columns, where=where, label_names=names)
 
 
 def explain(error: Exception, split: str, setting: str, data: DataConfig) -> str:

@@ -1,0 +1,1 @@
+"""Bases, their adapters and the tiny bases that ship with us."""
