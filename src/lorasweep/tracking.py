@@ -1,0 +1,384 @@
+"""A sweep in MLflow: one experiment, one flat run per trial, one run of the sweep's own; metrics by way of the spool.
+
+Order protects two promises. A metric is in the spool before MLflow hears of it, so a process that dies loses none; and
+it is sent again with its first timestamp until MLflow has confirmed it, which MLflow recognises, so none is stored
+twice. A trial's run is created before its id is noted in the spool; when a kill comes between, the run is found again
+by its tags. Run states: COMPLETE is FINISHED, PRUNED is FINISHED with the tag lorasweep.state=pruned, FAILED is FAILED
+with the cause in lorasweep.reason.
+
+NaN is stored as it is. MLflow would store an infinite value as 1.8e308: it is logged as NaN, and the tag
+lorasweep.nonfinite says what it was; the spool keeps it.
+Neighbours: `spool`, `provenance`, the other tracking_*.py; `worker` calls. One thread at a time.
+"""
+
+from __future__ import annotations
+
+import getpass
+import json
+import logging
+import math
+import shutil
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lorasweep import spool as spools
+from lorasweep.config.schema import Config
+from lorasweep.errors import LorasweepError, StorageError
+from lorasweep.provenance import redact
+from lorasweep.records import TrialRecord, TrialState
+from lorasweep.spool import Point, Spool
+from lorasweep.tracking_entities import (
+    PARAMS_PER_BATCH,
+    batches_of,
+    clean_tags,
+    dataset_input,
+    flatten,
+    metric_entities,
+    param_entities,
+    tag_entities,
+    text_of,
+)
+from lorasweep.tracking_store import local_folder, open_client, open_experiment, readable_errors
+from lorasweep.tracking_view import TAG, param_name, saved_view
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+    from lorasweep.config.home import Folders
+
+log = logging.getLogger(__name__)
+
+RUNNING, FINISHED, FAILED = "RUNNING", "FINISHED", "FAILED"
+
+
+@dataclass
+class _OpenTrial:
+    run_id: str
+    spool: Spool
+    artifacts: Path
+    sent_at: float = 0.0  # time.monotonic() of the last batch
+    nonfinite: dict[str, str] = field(default_factory=dict)
+
+
+class Tracker:
+    """Writes one sweep to MLflow. `flush` makes metrics durable at once; MLflow gets them at most every
+    `send_every_seconds` and at each trial's end, because a batch costs it several milliseconds.
+
+    Raises, from every method that speaks to MLflow:
+        StorageError: the database cannot be read or written. Metrics stay in the spool and are sent at the next start.
+    """
+
+    def __init__(self, folders: Folders, sweep: str, send_every_seconds: float = 2.0):
+        self.folders, self.sweep, self.send_every_seconds = folders, sweep, send_every_seconds
+        self.experiment_id = ""
+        self.sweep_run_id = ""
+        self._client: MlflowClient | None = None
+        self._open: dict[int, _OpenTrial] = {}
+        self._warned = False
+
+    @property
+    def client(self) -> MlflowClient:
+        """The MLflow client; opened with the sweep."""
+        if self._client is None:
+            raise StorageError("the tracker is used before open_sweep; call open_sweep first")
+        return self._client
+
+    # -- the sweep --------------------------------------------------------------------------------------------------
+
+    def open_sweep(self, config: Config, config_yaml: str, space_keys: list[str]) -> None:
+        """Create or continue the experiment, the sweep's own run and the saved view. Once, before any worker starts."""
+        objective = config.sweep.objective
+        self._client = open_client(self.folders)
+        self.experiment_id = open_experiment(self.folders, self._client, self.sweep)
+        with readable_errors(f"open the run of sweep {self.sweep}"):
+            view = saved_view(objective.metric, objective.direction, space_keys or DEFAULT_COLUMNS, now_ms())
+            self._client.set_experiment_tag(self.experiment_id, TAG, view)
+            tags = {
+                "lorasweep.kind": "sweep",
+                "lorasweep.sweep": self.sweep,
+                "lorasweep.state": "running",
+                "lorasweep.objective": f"{objective.direction} {objective.metric}",
+                "lorasweep.space": ", ".join(space_keys),
+                **_who(),
+            }
+            run = self._find("sweep")
+            if run is None:
+                run = self._client.create_run(self.experiment_id, tags=clean_tags(tags), run_name=f"sweep {self.sweep}")
+            else:
+                self._client.update_run(run.info.run_id, status=RUNNING)
+                self._client.log_batch(run.info.run_id, tags=tag_entities(tags), synchronous=True)
+            self.sweep_run_id = run.info.run_id
+            _write_text(_artifact_folder(run) / "config.yaml", redact(config_yaml))
+
+    def close_sweep(self, summary: dict[str, Any]) -> None:
+        """Store the summary (a JSON-able dict) in the sweep's own run, and end that run as FINISHED."""
+        ended = sum(summary.get("counts", {}).values())
+        numbers = {f"sweep/{key}": value for key, value in summary.items() if isinstance(value, int | float)}
+        numbers |= {f"sweep/trials_{state}": count for state, count in summary.get("counts", {}).items()}
+        best = summary.get("best") or {}
+        if best.get("value") is not None:
+            numbers["sweep/best_value"] = best["value"]
+        with readable_errors(f"close sweep {self.sweep}"):
+            run = self.client.get_run(self.sweep_run_id)
+            _write_text(_artifact_folder(run) / "summary.json", redact(json.dumps(summary, indent=2, default=str)))
+            point = Point({key: float(value) for key, value in numbers.items()}, ended, now_ms(), 0)
+            tags = {"lorasweep.state": "complete", "lorasweep.best_trial": str(best.get("trial", "none"))}
+            self.client.log_batch(
+                self.sweep_run_id, metrics=metric_entities([point]), tags=tag_entities(tags), synchronous=True
+            )
+            self.client.set_terminated(self.sweep_run_id, FINISHED)
+
+    def close(self) -> None:
+        """Send what waits and close the spools. Runs of trials that have not ended stay RUNNING, to be continued."""
+        try:
+            self.flush(send=True)
+        finally:
+            for trial in self._open.values():
+                trial.spool.close()
+            self._open.clear()
+
+    # -- a trial ----------------------------------------------------------------------------------------------------
+
+    def start_trial(  # noqa: PLR0917
+        self,
+        number: int,
+        config: Config,
+        config_yaml: str,
+        params: dict[str, Any],
+        provenance: dict[str, str],
+        data: Any,
+        counts: Any,
+    ) -> str:
+        """Open the trial's run, new or the one that a dead process left, and return its id.
+
+        `params` are the swept values by override key; `data` has train, validation, label_names, fingerprint and source
+        as `data.sources.SearchData`; `counts` has adapter, head, trainable and total parameters.
+        """
+        settings = {**flatten(config), **{param_name(key): text_of(value) for key, value in params.items()}}
+        with readable_errors(f"start trial {number} of sweep {self.sweep}"):
+            run, is_new = self._open_run(
+                number, {**provenance, "mlflow.source.git.commit": provenance.get("lorasweep.git.commit", "")}
+            )
+            self._log_params(run, settings, is_new)
+            sizes = {
+                f"parameters/{name}": float(getattr(counts, name)) for name in ("adapter", "head", "trainable", "total")
+            }
+            self._open[number].spool.append(sizes, 0, now_ms())
+            self.client.log_inputs(run.info.run_id, datasets=[dataset_input(config.data, data)])
+            _write_text(self._open[number].artifacts / "config.yaml", redact(config_yaml))
+        return str(run.info.run_id)
+
+    def start_failed(self, number: int, params: dict[str, Any]) -> str:
+        """Open the run of a point that cannot be trained, with its swept values alone, and return its id."""
+        with readable_errors(f"start trial {number} of sweep {self.sweep}"):
+            run, is_new = self._open_run(number, {})
+            self._log_params(run, {param_name(key): text_of(value) for key, value in params.items()}, is_new)
+        return str(run.info.run_id)
+
+    def log(self, number: int, metrics: dict[str, float], step: int) -> None:
+        """Report metrics at an optimizer step. From here on they outlive this process; the first value of a
+        (metric, step) is kept."""
+        self._open[number].spool.append(metrics, step, now_ms())
+
+    def flush(self, number: int | None = None, send: bool = False) -> None:
+        """Return once the trial's metrics (None: all trials') are on the disk; pass them on to MLflow where it is due,
+        or at once with `send`. A database that fails is warned of once and tried again later, except with `send`."""
+        for key in [number] if number is not None else list(self._open):
+            trial = self._open[key]
+            trial.spool.sync()
+            if not send and time.monotonic() - trial.sent_at < self.send_every_seconds:
+                continue
+            try:
+                self._send(key, trial)
+            except StorageError as error:
+                trial.sent_at = time.monotonic()
+                if send:
+                    raise
+                if not self._warned:
+                    log.warning("%s. Metrics wait in %s", error, trial.spool.path.parent)
+                self._warned = True
+
+    def finish_trial(self, number: int, record: TrialRecord, artifacts: dict[str, Path]) -> None:
+        """End the trial's run in the record's state, with everything it holds.
+
+        `artifacts` maps a name to a folder or file that becomes the run's artifact of that name. The newest value of
+        each of the record's metrics becomes that of the kept checkpoint: where another evaluation came last, a
+        closing point follows it.
+        """
+        trial = self._open[number]
+        closing = {
+            key: value for key, value in record.metrics.items() if not spools.same_value(trial.spool.newest(key), value)
+        }
+        if closing:
+            trial.spool.append(closing, trial.spool.last_step + 1, now_ms())
+        trial.spool.sync()
+        tags = {"lorasweep.state": str(record.state), "lorasweep.params": json.dumps(record.params, default=str)}
+        if record.value is not None:
+            tags["lorasweep.value"] = repr(record.value)
+        if record.reason:
+            tags["lorasweep.reason"] = record.reason
+        with readable_errors(f"finish trial {number} of sweep {self.sweep}"):
+            for name, source in artifacts.items():
+                _place(source, trial.artifacts / name)
+            self._send(number, trial, tags)
+            self.client.set_terminated(trial.run_id, FAILED if record.state is TrialState.FAILED else FINISHED)
+        trial.spool.close()
+        del self._open[number]
+
+    # -- below ------------------------------------------------------------------------------------------------------
+
+    def _open_run(self, number: int, tags: dict[str, str]) -> tuple[Run, bool]:
+        """The trial's run, open for writing, and whether it is new."""
+        spool = Spool(self.folders.spool(self.sweep), number)
+        run = self._living_run(spool.run_id)
+        if run is None and spool.existed:
+            run = self._find("trial", f" and tags.`lorasweep.trial` = '{number}' and attributes.status = 'RUNNING'")
+        is_new = run is None
+        if run is None:
+            ours = {
+                "lorasweep.kind": "trial",
+                "lorasweep.sweep": self.sweep,
+                "lorasweep.trial": str(number),
+                "lorasweep.state": "running",
+                **_who(),
+            }
+            tags = clean_tags({**tags, **ours})
+            run = self.client.create_run(self.experiment_id, tags=tags, run_name=f"{self.sweep} {number}")
+        elif run.info.status != RUNNING:
+            self.client.update_run(run.info.run_id, status=RUNNING)
+            self.client.set_tag(run.info.run_id, "lorasweep.state", "running")
+        spool.set_run(run.info.run_id)
+        self._open[number] = _OpenTrial(run.info.run_id, spool, _artifact_folder(run), time.monotonic())
+        return run, is_new
+
+    def _living_run(self, run_id: str | None) -> Run | None:
+        from mlflow.exceptions import MlflowException
+
+        if run_id is None:
+            return None
+        try:
+            run = self.client.get_run(run_id)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return None
+        return run if run.info.lifecycle_stage == "active" else None
+
+    def _find(self, kind: str, more: str = "") -> Run | None:
+        clause = f"tags.`lorasweep.kind` = '{kind}' and tags.`lorasweep.sweep` = '{self.sweep}'{more}"
+        runs = self.client.search_runs([self.experiment_id], clause, max_results=1)
+        return runs[0] if runs else None
+
+    def _log_params(self, run: Run, settings: dict[str, str], is_new: bool) -> None:
+        there = {} if is_new else run.data.params
+        params = param_entities({key: value for key, value in settings.items() if key not in there})
+        for start in range(0, len(params), PARAMS_PER_BATCH):
+            self.client.log_batch(run.info.run_id, params=params[start : start + PARAMS_PER_BATCH], synchronous=True)
+
+    def _send(self, number: int, trial: _OpenTrial, tags: dict[str, str] | None = None) -> None:
+        """Pass on all waiting points in as few batches as MLflow allows, confirming each batch in the spool."""
+        tags = dict(tags or {})
+        points = trial.spool.waiting()
+        told = len(trial.nonfinite)
+        for point in points:
+            for key, value in point.metrics.items():
+                if math.isinf(value):
+                    trial.nonfinite.setdefault(key, f"{key}={value} at step {point.step}")
+        if len(trial.nonfinite) > told:
+            tags["lorasweep.nonfinite"] = "; ".join(trial.nonfinite.values())
+        with readable_errors(f"store metrics of trial {number}"):
+            for batch in batches_of(points):
+                self.client.log_batch(
+                    trial.run_id, metrics=metric_entities(batch), tags=tag_entities(tags), synchronous=True
+                )
+                trial.spool.confirm(batch[-1])
+                tags = {}
+            if tags:
+                self.client.log_batch(trial.run_id, tags=tag_entities(tags), synchronous=True)
+        trial.sent_at = time.monotonic()
+
+
+DEFAULT_COLUMNS = ["optimizer.lr", "adapter.r", "train.batch_size", "train.max_steps"]
+
+
+def replay(folders: Folders, sweep: str) -> int:
+    """Send what a dead process left in the sweep's spools, and return how many points that were.
+
+    For readers such as the UI; safe beside a running sweep, because points that are sent twice are stored once.
+    """
+    folder = folders.spool(sweep)
+    left: list[tuple[int, str, list[Point]]] = []
+    for trial in spools.trials_in(folder):
+        run_id, points = spools.unsent(spools.path_of(folder, trial))
+        if run_id and points:
+            left.append((trial, run_id, points))
+    if not left:
+        return 0
+    client = open_client(folders)
+    for trial, run_id, points in left:
+        try:
+            with readable_errors(f"store metrics of trial {trial}"):
+                for batch in batches_of(points):
+                    client.log_batch(run_id, metrics=metric_entities(batch), synchronous=True)
+        except LorasweepError as error:
+            log.warning("%s", error)
+    return sum(len(points) for _, _, points in left)
+
+
+def newest_experiment(folders: Folders, sweep: str | None) -> tuple[str, str] | None:
+    """(name, id) of the sweep's experiment (`sweep` None: of the sweep written to last), None where there is none."""
+    client = open_client(folders)
+    with readable_errors("list experiments"):
+        if sweep is not None:
+            found = client.get_experiment_by_name(sweep)
+            return (sweep, found.experiment_id) if found and found.lifecycle_stage == "active" else None
+        experiments = [item for item in client.search_experiments() if TAG in item.tags]
+    newest = max(experiments, key=lambda item: item.last_update_time or 0, default=None)
+    return (newest.name, newest.experiment_id) if newest else None
+
+
+def now_ms() -> int:
+    """Milliseconds since 1970."""
+    return time.time_ns() // 1_000_000
+
+
+def _who() -> dict[str, str]:
+    try:
+        user = getpass.getuser()
+    except (OSError, KeyError):  # no name for this user id, as in some containers
+        user = ""
+    return {"mlflow.user": user, "mlflow.source.name": "lorasweep", "mlflow.source.type": "LOCAL"}
+
+
+def _artifact_folder(run: Run) -> Path:
+    folder = local_folder(run.info.artifact_uri)
+    if folder is None:
+        raise StorageError(
+            f"run {run.info.run_id} keeps its artifacts at {run.info.artifact_uri}, not in a local folder"
+        )
+    return folder
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
+
+
+def _place(source: Path, target: Path) -> None:
+    """Copy a file or folder to an artifact's place; a reader sees the old one or the whole new one, never half."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(f".{target.name}.part")
+    if part.is_dir():
+        shutil.rmtree(part)
+    if source.is_dir():
+        shutil.copytree(source, part)
+        if target.is_dir():
+            shutil.rmtree(target)
+    else:
+        shutil.copy2(source, part)
+    part.replace(target)

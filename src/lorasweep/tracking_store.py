@@ -1,0 +1,142 @@
+"""The MLflow database of a tracking folder: opened the same from every working directory, its errors made readable.
+
+A bare `mlflow ui` started in the tracking folder must show all, so the database is FOLDER/mlflow.db and artifacts lie
+in FOLDER/mlruns/<experiment id>/<run id>/artifacts. MLflow resolves its default artifact folder against the working
+directory; the store that creates experiments is therefore made here with the folder's absolute path.
+Neighbours: `tracking` and `registry`, the only users. MLflow takes a second to import: only functions import it.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lorasweep.errors import StorageError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+    from lorasweep.config.home import Folders
+
+CHATTY = ("alembic", "mlflow.store.db.utils", "mlflow.store.model_registry.sqlalchemy_store", "mlflow.store.tracking")
+
+
+def database_uri(folders: Folders) -> str:
+    """The tracking URI of a tracking folder, independent of the working directory."""
+    return f"sqlite:///{folders.mlflow_db.resolve()}"
+
+
+@contextmanager
+def readable_errors(doing: str) -> Iterator[None]:
+    """Turn MLflow's and SQLAlchemy's errors into a StorageError that says what was being done.
+
+    Raises:
+        StorageError: in place of any MlflowException, SQLAlchemyError or OSError.
+    """
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (MlflowException, SQLAlchemyError, OSError) as error:
+        text = str(error).split("\n[SQL", 1)[0].strip()
+        hint = ""
+        if "out-of-date database schema" in text:
+            hint = " Save a copy of mlflow.db, then run `mlflow db upgrade sqlite:///mlflow.db` in its folder."
+        elif "database is locked" in text:
+            hint = " Another process holds mlflow.db; try again when it is done."
+        raise StorageError(f"MLflow could not {doing}: {text}{hint}") from error
+
+
+@functools.cache
+def _quiet_mlflow() -> None:
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+    import mlflow  # its import configures the loggers that are quietened below
+
+    assert mlflow.__version__
+    for name in CHATTY:
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def open_client(folders: Folders) -> MlflowClient:
+    """A client of the folder's database, whose tables are created where they are missing.
+
+    Raises:
+        StorageError: a database that cannot be opened, or one of another MLflow version.
+    """
+    _quiet_mlflow()
+    from mlflow import MlflowClient
+
+    with readable_errors(f"open {folders.mlflow_db}"):
+        _store(folders)
+        uri = database_uri(folders)
+        return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def _store(folders: Folders) -> Any:
+    """MLflow's own store over the database. Its first opening migrates the schema, one process at a time."""
+    folders.tracking_dir.mkdir(parents=True, exist_ok=True)
+    folders.own.mkdir(parents=True, exist_ok=True)
+    return _make_store(database_uri(folders), str(folders.mlruns.resolve()), folders.own / "schema.lock")
+
+
+@functools.lru_cache(maxsize=8)
+def _make_store(uri: str, artifacts: str, lock: Path) -> Any:
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    with _one_process_at_a_time(lock):
+        return SqlAlchemyStore(uri, artifacts)
+
+
+@contextmanager
+def _one_process_at_a_time(lock: Path) -> Iterator[None]:
+    """Two first starts at once would run the same migrations into each other."""
+    if os.name != "posix":
+        yield
+        return
+    import fcntl
+
+    with lock.open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def open_experiment(folders: Folders, client: MlflowClient, name: str) -> str:
+    """The id of the experiment `name`, created where there is none, with artifacts under the tracking folder.
+
+    Raises:
+        StorageError: the experiment was deleted in MLflow, or keeps its artifacts where this process cannot write.
+    """
+    with readable_errors(f"open experiment {name}"):
+        found = client.get_experiment_by_name(name)
+        if found is None:
+            # Known as classical training, the experiment opens on its runs and not on an empty page of traces.
+            experiment_id = _store(folders).create_experiment(name)
+            client.set_experiment_tag(experiment_id, "mlflow.experimentKind", "custom_model_development")
+            return str(experiment_id)
+    if found.lifecycle_stage == "deleted":
+        raise StorageError(
+            f"the MLflow experiment {name} (id {found.experiment_id}) was deleted and still holds the name. Bring it "
+            f"back with `mlflow experiments restore -x {found.experiment_id}`, or give this sweep another sweep.name"
+        )
+    if local_folder(found.artifact_location) is None:
+        raise StorageError(
+            f"the MLflow experiment {name} keeps its artifacts at {found.artifact_location}, which only a tracking "
+            "server can write. Give this sweep another sweep.name"
+        )
+    return str(found.experiment_id)
+
+
+def local_folder(uri: str) -> Path | None:
+    """The folder of a local artifact URI or path, None for any other kind."""
+    from mlflow.utils.file_utils import local_file_uri_to_path
+
+    if uri.startswith("file:"):
+        return Path(local_file_uri_to_path(uri))
+    return None if "://" in uri or uri.startswith("mlflow-artifacts:") else Path(uri)
