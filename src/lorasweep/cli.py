@@ -1,0 +1,229 @@
+"""The `lorasweep` command: parse, call, print. What each command does lives in the module it calls.
+
+Words with `=` are Hydra overrides. Exit codes: 0 success, 1 failure or refused promotion, 2 usage or config error,
+130 Ctrl-C after a clean save. With --json standard output holds one JSON document; all else goes to standard error.
+Heavy libraries are imported by the commands that need them, so that --help answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from lorasweep import __version__
+from lorasweep.errors import LorasweepError
+
+OVERRIDE = re.compile(r"^[~+]{0,2}[A-Za-z_][\w./@-]*=")
+QUIET = {  # libraries that would talk over the live view; a user's own setting wins
+    "TRANSFORMERS_VERBOSITY": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command and return its exit code; no traceback for errors that are the user's to mend."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    as_json = "--json" in words
+    try:
+        arguments, overrides = parse(words)
+        return int(arguments.run(arguments, overrides))
+    except LorasweepError as error:
+        if as_json:
+            print(json.dumps({"error": {"type": type(error).__name__, "message": str(error)}}))
+        print(f"lorasweep: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("lorasweep: stopped at once; what was reported is stored", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output left, as `head` does
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
+        return 0
+
+
+def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Split overrides from options. In `predict`, texts may hold `=`: only tracking.* counts as an override there."""
+    pattern = re.compile(r"^tracking\.\w+=") if words[:1] == ["predict"] else OVERRIDE
+    overrides = [word for word in words if pattern.match(word)]
+    arguments = build_parser().parse_args([word for word in words if not pattern.match(word)])
+    return arguments, overrides
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All commands and their options."""
+    parser = argparse.ArgumentParser(
+        prog="lorasweep",
+        description="Hyperparameter sweeps over LoRA fine-tuning: many trials over one base, one honest leaderboard.",
+        epilog="Words with `=` are Hydra overrides, for example: lorasweep sweep quickstart sweep.trials=8 model=tiny_gpt2",
+    )
+    parser.add_argument("--version", action="version", version=f"lorasweep {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def command(name: str, run: Callable[..., int], help_text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=help_text, description=help_text)
+        sub.add_argument("--json", action="store_true", help="one JSON document on standard output")
+        sub.set_defaults(run=run)
+        return sub
+
+    sweep = command("sweep", _sweep, "start sweeps/NAME.yaml, or continue it where it stopped")
+    sweep.add_argument("name", help="a file in sweeps/, without .yaml")
+    resume = command("resume", _resume, "continue a sweep with the overrides it was started with")
+    resume.add_argument("name")
+    command("train", _train, "train one trial, tracked like a sweep's")
+    plan = command("plan", _plan, "show what a sweep would run: space, slots, memory, samples; trains nothing")
+    plan.add_argument("name")
+    board = command("leaderboard", _leaderboard, "the ranked trials of a sweep")
+    board.add_argument("name")
+    board.add_argument("--top", type=int, metavar="K", help="only the first K rows")
+    report = command("report", _report, "write a self-contained HTML page about a sweep")
+    report.add_argument("name")
+    report.add_argument("--out", type=Path, metavar="FILE", help="where to write it; default: NAME-report.html")
+    promote = command("promote", _promote, "score the best trial on the test split and register it as champion")
+    promote.add_argument("name")
+    promote.add_argument("--as", dest="model_name", metavar="MODEL", help="registered model; default: the sweep's name")
+    promote.add_argument("--trial", type=int, metavar="N", help="this trial instead of the best")
+    promote.add_argument("--force", action="store_true", help="promote even when it does not beat the champion")
+    promote.add_argument("--rollback", action="store_true", help="move `champion` back to the version before")
+    predict = command("predict", _predict, "answers from a registered model")
+    predict.add_argument("model_uri", help="for example models:/quickstart@champion")
+    predict.add_argument("text", nargs="+")
+    ui = command("ui", _ui, "the MLflow UI on 127.0.0.1, opened at the sweep's leaderboard")
+    ui.add_argument("name", nargs="?", help="the sweep to open; default: the newest")
+    ui.add_argument("--port", type=int, default=5000)
+    command("doctor", _doctor, "versions, devices, storage: what would not work and how to mend it")
+    return parser
+
+
+def _print_json(document: dict[str, Any]) -> None:
+    print(json.dumps(document, allow_nan=False))
+
+
+def _sweep(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    from lorasweep import sweep
+
+    return _show_outcome(arguments, sweep.start(arguments.name, overrides, quiet=arguments.json))
+
+
+def _resume(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    from lorasweep import sweep
+
+    return _show_outcome(arguments, sweep.resume(arguments.name, overrides, quiet=arguments.json))
+
+
+def _train(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    from lorasweep import sweep
+
+    return _show_outcome(arguments, sweep.train(overrides, quiet=arguments.json))
+
+
+def _show_outcome(arguments: argparse.Namespace, outcome: Any) -> int:
+    from lorasweep import sweep
+
+    if arguments.json:
+        _print_json(outcome.to_json())
+    else:
+        sweep.show_outcome(outcome)
+    return 0 if outcome.best is not None else 1
+
+
+def _plan(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    from lorasweep import planning
+
+    plan = planning.plan(arguments.name, overrides)
+    if arguments.json:
+        _print_json(plan.to_json())
+    else:
+        planning.show(plan)
+    return 0
+
+
+def _leaderboard(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    from lorasweep import leaderboard
+
+    board = leaderboard.load(arguments.name, overrides)
+    if arguments.json:
+        _print_json(board.to_json(top=arguments.top))
+    else:
+        leaderboard.show(board, top=arguments.top)
+    return 0
+
+
+def _report(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    from lorasweep import report
+
+    path = report.write(arguments.name, overrides, out=arguments.out)
+    if arguments.json:
+        _print_json({"sweep": arguments.name, "report": str(path)})
+    else:
+        print(f"Report: {path}")
+    return 0
+
+
+def _promote(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    from lorasweep import promotion
+
+    if arguments.rollback:
+        result = promotion.rollback(arguments.name, overrides, model_name=arguments.model_name)
+    else:
+        result = promotion.promote(
+            arguments.name,
+            overrides,
+            model_name=arguments.model_name,
+            trial=arguments.trial,
+            force=arguments.force,
+        )
+    if arguments.json:
+        _print_json(result.to_json())
+    else:
+        print(result.describe())
+    return 0
+
+
+def _predict(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    from lorasweep import promotion
+
+    answers = promotion.predict(arguments.model_uri, arguments.text, overrides)
+    if arguments.json:
+        _print_json({"model": arguments.model_uri, "predictions": answers})
+    else:
+        for text, answer in zip(arguments.text, answers, strict=True):
+            print(f"{answer['label']}\t{answer['score']:.4f}\t{text}")
+    return 0
+
+
+def _ui(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    from lorasweep import ui
+
+    return ui.serve(arguments.name, overrides, port=arguments.port, as_json=arguments.json)
+
+
+def _doctor(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    from lorasweep import doctor
+    from lorasweep.config.compose import tracking_folder
+    from lorasweep.config.home import Home
+
+    home = Home.find()
+    findings = doctor.examine(home, tracking_folder(overrides, home))
+    if arguments.json:
+        _print_json(doctor.to_json(findings))
+    else:
+        for finding in findings:
+            print(f"{'ok  ' if finding.ok else 'MEND'}  {finding.name:<18} {finding.detail}")
+            if not finding.ok:
+                print(f"{'':24} -> {finding.repair}")
+    return 0 if all(finding.ok for finding in findings) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,300 @@
+"""A sweep from its name to its leaderboard: create or continue the study, check everything, launch, finalise.
+
+Everything that can be wrong with config, data, base or objective is found before the study exists, so that a
+mended sweep starts clean. Neighbours: `config`, `search`, `workbench` (what is checked), `launchers.local` (what
+runs), `leaderboard` (what is shown), `cli` (who calls).
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from lorasweep import leaderboard, live
+from lorasweep.config import compose
+from lorasweep.config.home import Folders, Home
+from lorasweep.config.schema import TRIAL_GROUPS, Config
+from lorasweep.errors import ConfigError, UsageError
+from lorasweep.progress import Progress, Silent
+from lorasweep.records import TrialRecord
+from lorasweep.search.space import Space, parse_space
+from lorasweep.search.study import SweepStudy
+from lorasweep.workbench import Workbench
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+TRAIN = "train"  # the study and experiment in which `lorasweep train` collects its single trials
+
+
+@dataclass
+class Outcome:
+    """What a command that trained has to say."""
+
+    board: leaderboard.Leaderboard
+    counts: dict[str, int]
+    best: dict[str, Any] | None
+    wall_seconds: float
+    train_samples: int
+    slots: int
+    nothing_to_do: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """The document of `lorasweep sweep --json`."""
+        return {
+            "sweep": self.board.sweep,
+            "counts": self.counts,
+            "best": self.best,
+            "wall_seconds": round(self.wall_seconds, 3),
+            "train_samples": self.train_samples,
+            "slots": self.slots,
+        }
+
+
+def start(name: str, overrides: list[str], quiet: bool = False) -> Outcome:
+    """Start sweeps/NAME.yaml, or continue it where it stopped.
+
+    Raises:
+        ConfigError, DataError, ModelError: before anything is stored.
+        UsageError: a sweep of this name exists and is another one.
+        Interrupted: Ctrl-C or SIGTERM; what was reported is stored.
+    """
+    home = Home.find()
+    home.find_sweep(name)
+    config = compose.compose(overrides, sweep=name, home=home)
+    return _run(name, config, overrides, home, quiet)
+
+
+def resume(name: str, overrides: list[str], quiet: bool = False) -> Outcome:
+    """Continue a sweep with the overrides it was started with, then `overrides`.
+
+    Raises:
+        UsageError: there is nothing of this name to resume.
+    """
+    home = Home.find()
+    folders = Folders(compose.tracking_folder(overrides, home))
+    study = SweepStudy.load(folders, name)
+    if study.sweep_file is None:
+        return _train_interrupted(study, folders, home, quiet)
+    merged = [*study.overrides, *overrides]
+    config = compose.compose(merged, sweep=study.sweep_file, home=home)
+    return _run(name, config, merged, home, quiet)
+
+
+def _run(name: str, config: Config, overrides: list[str], home: Home, quiet: bool) -> Outcome:
+    started = time.monotonic()
+    folders = Folders(home.tracking_dir(config.tracking))
+    space = parse_space(config.sweep.space, config)
+    for point in space.probe_points():
+        compose.compose_trial(overrides, name, point, home)
+    workbench = Workbench(folders, config.sweep.objective, choose_slots(config))
+    identity = identify(config, space, workbench)
+    exists = config.sweep.name in SweepStudy.names(folders)
+    if exists:
+        study = SweepStudy.open(folders, config, space, identity, overrides, sweep_file=name)
+        if not study.remaining() and not study.interrupted():
+            return _outcome(study, workbench.slots, 0.0, nothing_to_do=True)
+    first = {**(space.probe_points() or [{}])[0], **(config.sweep.enqueue or [{}])[0]}
+    with _view(config, quiet) as (progress, tally):
+        progress.note(f"loading {config.model.name or config.model.path} and {workbench.data(config).source}")
+        check_trainable(compose.compose_trial(overrides, name, first, home), workbench)
+        if not exists:
+            study = SweepStudy.open(folders, config, space, identity, overrides, sweep_file=name)
+        else:
+            done = [record for record in study.records() if record.state != "running"]
+            for record in done:
+                tally.end(record)
+            tally.ended_before = tally.ended
+            progress.note(f"continuing {name}: {len(done)} of {config.sweep.trials} trials are done")
+        _launch(study, config, space, folders, workbench, home, progress)
+    return _outcome(study, workbench.slots, time.monotonic() - started)
+
+
+def train(overrides: list[str], quiet: bool = False) -> Outcome:
+    """Train one trial; it joins the study and experiment `train`, so that single runs can be compared too."""
+    started = time.monotonic()
+    home = Home.find()
+    config = compose.compose(overrides, home=home)
+    config.sweep.name = config.sweep.name or TRAIN
+    config.sweep.space, config.sweep.enqueue = {}, []
+    folders = Folders(home.tracking_dir(config.tracking))
+    workbench = Workbench(folders, config.sweep.objective, 1)
+    check_trainable(config, workbench)
+    params = compose.parse_overrides([word for word in overrides if word.partition(".")[0] not in ("tracking", "sweep")])
+    identity = {"kind": "single trials", "objective": asdict(config.sweep.objective)}
+    study = SweepStudy.open(folders, config, None, identity, [], sweep_file=None)
+    number = study.ask_fixed(params).number
+    return _train_waiting(study, config, folders, workbench, home, quiet, number, started)
+
+
+def _train_interrupted(study: SweepStudy, folders: Folders, home: Home, quiet: bool) -> Outcome:
+    waiting = study.interrupted()
+    config = study.config
+    workbench = Workbench(folders, config.sweep.objective, 1)
+    if not waiting:
+        return _outcome(study, 1, 0.0, nothing_to_do=True)
+    return _train_waiting(study, config, folders, workbench, home, quiet, waiting[-1].number, time.monotonic())
+
+
+def _train_waiting(
+    study: SweepStudy,
+    config: Config,
+    folders: Folders,
+    workbench: Workbench,
+    home: Home,
+    quiet: bool,
+    number: int,
+    started: float,
+) -> Outcome:
+    config.sweep.trials = len(study.interrupted())
+    with _view(config, quiet) as (progress, _):
+        _launch(study, config, None, folders, workbench, home, progress)
+    outcome = _outcome(study, workbench.slots, time.monotonic() - started)
+    row = next(row for row in outcome.board.rows if row["trial"] == number)
+    outcome.best = row if row["state"] == "complete" else None  # this trial's row, not the best of all single runs
+    return outcome
+
+
+def choose_slots(config: Config) -> int:
+    """How many trials share a base: `launcher.slots`, or by rule where it is auto.
+
+    Raises:
+        ConfigError: `launcher.slots` is neither auto nor an integer > 0.
+    """
+    from lorasweep.training.planner import automatic_slots
+
+    slots = config.launcher.slots
+    if slots == "auto":
+        return min(automatic_slots(config), config.sweep.trials)
+    if isinstance(slots, int) and slots > 0:
+        return slots
+    raise ConfigError(f"`launcher.slots` must be `auto` or an integer > 0, got {slots!r}")
+
+
+def identify(config: Config, space: Space, workbench: Workbench) -> dict[str, Any]:
+    """What makes this sweep itself: continuing with anything else is refused. Budget and launcher may change."""
+    fixed = {group: asdict(getattr(config, group)) for group in TRIAL_GROUPS}
+    return {
+        "space": space.to_json(),
+        "enqueue": config.sweep.enqueue,
+        "objective": asdict(config.sweep.objective),
+        "sampler": asdict(config.sampler),
+        "pruner": asdict(config.pruner),
+        "data_fingerprint": workbench.data(config).fingerprint,
+        **fixed,
+    }
+
+
+def check_trainable(config: Config, workbench: Workbench) -> None:
+    """Load rows and base and lay out one adapter: whatever is wrong shows before a study exists.
+
+    Raises:
+        DataError, ModelError, ConfigError: with the repair.
+    """
+    import numpy as np
+
+    data, task = workbench.data(config), workbench.task(config)
+    classes = len(data.label_names)
+    labels = np.asarray(data.validation.labels)
+    even = np.full((len(labels), classes), 1 / classes, dtype=np.float32)
+    logged = task.metrics(even, labels, np.zeros(len(labels), dtype=np.float32))
+    metric = workbench.objective.metric
+    if metric not in logged:
+        raise ConfigError(
+            f"`sweep.objective.metric` is {metric!r}, which is never logged; logged are {', '.join(sorted(logged))}"
+        )
+    pack = workbench.pack(config)
+    pack.admit(-1, config)
+    pack.evict(-1)
+
+
+def _launch(
+    study: SweepStudy,
+    config: Config,
+    space: Space | None,
+    folders: Folders,
+    workbench: Workbench,
+    home: Home,
+    progress: Progress,
+) -> None:
+    from lorasweep.launchers import local
+    from lorasweep.tracking import Tracker
+    from lorasweep.worker import Worker
+
+    tracker = Tracker(folders, study.name)
+    try:
+        keys = [dimension.key for dimension in space.dimensions] if space else []
+        tracker.open_sweep(config, compose.to_yaml(config), keys)
+        local.launch(Worker(study, tracker, workbench, home, progress, threading.Event()), config.launcher)
+        tracker.close_sweep(_summary(study))
+    finally:
+        tracker.close()
+
+
+def _summary(study: SweepStudy) -> dict[str, Any]:
+    board = leaderboard.Leaderboard.of(study)
+    return {"counts": study.counts(), "best": board.best, "seconds": study.seconds(), "samples": study.samples_seen()}
+
+
+def _outcome(study: SweepStudy, slots: int, wall_seconds: float, nothing_to_do: bool = False) -> Outcome:
+    board = leaderboard.Leaderboard.of(study)
+    return Outcome(
+        board=board,
+        counts=study.counts(),
+        best=board.best,
+        wall_seconds=wall_seconds,
+        train_samples=sum(row["samples"] for row in board.rows),
+        slots=slots,
+        nothing_to_do=nothing_to_do,
+    )
+
+
+class _view:
+    """The progress view and its tally for one run; standard error when `quiet` keeps standard output for JSON."""
+
+    def __init__(self, config: Config, quiet: bool):
+        self.config, self.quiet = config, quiet
+        maximize = config.sweep.objective.direction == "maximize"
+        self.tally = live.Tally(total=config.sweep.trials, maximize=maximize)
+
+    def __enter__(self) -> tuple[Progress, live.Tally]:
+        if self.quiet:
+            self._shown = None
+            return Silent(), self.tally
+        title = f"sweep {self.config.sweep.name}"
+        self._shown = live.show(self.tally, _console(), title, self.config.sweep.objective.metric)
+        return self._shown.__enter__(), self.tally
+
+    def __exit__(self, *error: Any) -> None:
+        if self._shown is not None:
+            self._shown.__exit__(*error)
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console(file=sys.stderr)
+
+
+def show_outcome(outcome: Outcome) -> None:
+    """Print the leaderboard and what to do next."""
+    from lorasweep.live import format_seconds
+
+    name = outcome.board.sweep
+    leaderboard.show(outcome.board)
+    counts = ", ".join(f"{count} {state}" for state, count in outcome.counts.items() if count)
+    if outcome.nothing_to_do:
+        print(f"\nSweep {name} is finished: {counts}. All is done; a larger sweep.trials=N continues it.")
+    else:
+        samples = f"{outcome.train_samples:,} training samples"
+        print(f"\n{counts} in {format_seconds(outcome.wall_seconds)}, {samples}, {outcome.slots} slots.")
+    if outcome.best is None:
+        print("No trial is complete; the reasons stand in the table.")
+    else:
+        print(f"Next:  lorasweep ui {name}   |   lorasweep promote {name}")
+
+
+__all__ = ["Outcome", "TrialRecord", "UsageError", "resume", "show_outcome", "start", "train"]

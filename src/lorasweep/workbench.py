@@ -1,0 +1,115 @@
+"""What the trials of one process share: rows, encoded splits, resident bases, packs.
+
+Each thing is loaded once for all trials that agree on it. Bases that no running trial uses are dropped, the least
+recently used first, when another one is needed. Neighbours: `data`, `tasks`, `models`, `training` (what is built),
+`worker` (which asks for a trial's pack). The test split is out of its reach: nothing here loads it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from lorasweep.config.schema import Config, ObjectiveConfig
+
+if TYPE_CHECKING:
+    from lorasweep.config.home import Folders
+    from lorasweep.data.encode import Encoded
+    from lorasweep.data.sources import SearchData
+    from lorasweep.models.base import LoadedBase
+    from lorasweep.tasks import Task
+    from lorasweep.training.pack import Pack
+
+IDLE_BASES_KEPT = 1  # a base that no trial uses stays resident until another one needs the memory
+
+
+def _digest(*parts: Any) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+class Workbench:
+    """Loads and keeps what trials share. Not thread-safe: one worker owns one workbench."""
+
+    def __init__(self, folders: Folders, objective: ObjectiveConfig, slots: int):
+        self.folders, self.objective, self.slots = folders, objective, slots
+        self._data: dict[str, SearchData] = {}
+        self._encoded: dict[str, tuple[Encoded, Encoded]] = {}
+        self._bases: dict[Any, LoadedBase] = {}  # in order of last use
+        self._packs: dict[str, tuple[Any, Pack]] = {}  # pack key -> (base key, pack)
+
+    def data(self, config: Config) -> SearchData:
+        """Training and validation rows of a trial.
+
+        Raises:
+            DataError: a file, column, label or split that is not as the config says.
+        """
+        from lorasweep.data.sources import load_search_data
+
+        key = _digest(asdict(config.data))
+        if key not in self._data:
+            self._data[key] = load_search_data(config.data)
+        return self._data[key]
+
+    def task(self, config: Config) -> Task:
+        """The trial's task over the class names of its data."""
+        from lorasweep.tasks import make_task
+
+        return make_task(config, self.data(config).label_names)
+
+    def base(self, config: Config) -> LoadedBase:
+        """The frozen base of a trial, loaded at most once while it is in use.
+
+        Raises:
+            ModelError: a base that is neither local nor reachable, or cannot serve the task.
+        """
+        from lorasweep.models.base import base_key, load_base
+
+        task = self.task(config)
+        key = base_key(config, task.head, tuple(self.data(config).label_names))
+        if key not in self._bases:
+            self._drop_idle_bases()
+            self._bases[key] = load_base(config, task.head, self.data(config).label_names)
+        self._bases[key] = self._bases.pop(key)  # newest last
+        return self._bases[key]
+
+    def encoded(self, config: Config) -> tuple[Encoded, Encoded]:
+        """Tokenised training and validation rows, from the cache on disk where it holds them."""
+        from lorasweep.models.base import load_tokenizer
+
+        key = _digest(asdict(config.data), asdict(config.task), config.model.path, config.model.revision)
+        if key not in self._encoded:
+            data, task = self.data(config), self.task(config)
+            tokenizer = load_tokenizer(config.model)
+            self._encoded[key] = (
+                task.encode(data.train, tokenizer, config.data, self.folders.cache),
+                task.encode(data.validation, tokenizer, config.data, self.folders.cache),
+            )
+        return self._encoded[key]
+
+    def pack(self, config: Config) -> Pack:
+        """The pack whose base, data and task a trial shares; made where there is none yet."""
+        from lorasweep.models.base import base_key
+        from lorasweep.training.pack import Pack
+
+        names = tuple(self.data(config).label_names)
+        shared = base_key(config, self.task(config).head, names)
+        key = _digest(shared, asdict(config.data), asdict(config.task), config.adapter.kind == "full")
+        if key not in self._packs:
+            base, (train, validation) = self.base(config), self.encoded(config)
+            slots = 1 if config.adapter.kind == "full" else self.slots
+            self._packs[key] = (shared, Pack(base, self.task(config), train, validation, self.objective, slots))
+        return self._packs[key][1]
+
+    @property
+    def active_packs(self) -> list[Pack]:
+        """Packs with at least one trial in training."""
+        return [pack for _, pack in self._packs.values() if pack.active]
+
+    def _drop_idle_bases(self) -> None:
+        used = {base for base, pack in self._packs.values() if pack.active}
+        idle = [key for key in self._bases if key not in used]
+        for key in idle[: max(0, len(idle) - IDLE_BASES_KEPT + 1)]:
+            self._packs = {name: entry for name, entry in self._packs.items() if entry[0] != key}
+            del self._bases[key]
