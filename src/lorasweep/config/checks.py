@@ -1,0 +1,105 @@
+"""Rules a config must keep before anything heavy loads: bounds from the schema, and rules across fields.
+
+Neighbours: `schema` (bounds live on its fields), `compose` (calls this on everything it makes).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from lorasweep.config.schema import Config
+from lorasweep.errors import ConfigError, nearest
+
+BOUNDS = {
+    "above": (lambda value, limit: value > limit, "> {}"),
+    "at_least": (lambda value, limit: value >= limit, ">= {}"),
+    "below": (lambda value, limit: value < limit, "< {}"),
+    "at_most": (lambda value, limit: value <= limit, "<= {}"),
+}
+
+
+def check_config(config: Config, where: str = "") -> None:
+    """Check every bound, choice and cross-field rule.
+
+    `where` names the point and the place to mend it ("in trial 17; check `space` in sweeps/rank.yaml").
+
+    Raises:
+        ConfigError: the first rule that is broken, with the value and the repair.
+    """
+    for problem in (*_field_problems(config, ""), *_cross_problems(config)):
+        raise ConfigError(f"{problem} {where}".rstrip())
+
+
+def _field_problems(node: Any, prefix: str) -> Iterator[str]:
+    for field in fields(node):
+        key, value = f"{prefix}{field.name}", getattr(node, field.name)
+        if is_dataclass(value):
+            yield from _field_problems(value, f"{key}.")
+            continue
+        if value is None:
+            continue
+        if isinstance(value, float) and not math.isfinite(value):
+            yield f"`{key}` must be a finite number, got {value}"
+        choices = field.metadata.get("choices")
+        if choices and value not in choices:
+            yield f"`{key}` must be one of {', '.join(choices)}, got {value!r}; {nearest(str(value), choices)}"
+        for name, (holds, text) in BOUNDS.items():
+            limit = field.metadata.get(name)
+            if limit is not None and not holds(value, limit):
+                yield f"`{key}` must be {text.format(limit)}, got {value}"
+
+
+def _cross_problems(config: Config) -> Iterator[str]:
+    yield from _data_problems(config)
+    yield from _adapter_problems(config)
+    train, optimizer = config.train, config.optimizer
+    if not config.model.path:
+        yield "`model.path` is missing: a hub id or a folder, for example model=hf model.path=/models/my-encoder"
+    if train.max_steps and optimizer.warmup_steps >= train.max_steps:
+        yield (
+            f"`optimizer.warmup_steps` ({optimizer.warmup_steps}) must be < `train.max_steps` ({train.max_steps}), or the "
+            "learning rate never reaches its peak"
+        )
+    if train.early_stopping_evals and not train.eval_every_steps:
+        yield (
+            f"`train.early_stopping_evals`={train.early_stopping_evals} needs evaluations: set `train.eval_every_steps` > 0"
+        )
+    if config.adapter.kind == "full" and config.quantization.kind != "none":
+        yield (
+            f"`adapter=full` trains every parameter, which `quantization={config.quantization.kind}` freezes; "
+            "use adapter=lora or quantization=none"
+        )
+    slots = config.launcher.slots
+    if slots != "auto" and (not isinstance(slots, int) or isinstance(slots, bool) or slots < 1):
+        yield f"`launcher.slots` must be auto or an integer > 0, got {slots!r}"
+
+
+def _data_problems(config: Config) -> Iterator[str]:
+    data = config.data
+    if data.kind == "file" and not data.train:
+        yield "`data=file` needs `data.train=PATH` (csv, tsv, jsonl or parquet)"
+    if data.kind == "hub" and not data.hub_id:
+        yield "`data.kind=hub` needs `data.hub_id`, for example stanfordnlp/imdb"
+    if data.delimiter is not None and len(data.delimiter) != 1:
+        yield f"`data.delimiter` must be one character, got {data.delimiter!r}"
+    if len(set(data.label_names)) != len(data.label_names):
+        yield f"`data.label_names` names a class twice: {data.label_names}"
+    if data.kind == "demo_reviews" and data.classes not in (2, 4):
+        yield f"`data.classes` must be 2 or 4, got {data.classes}"
+    if data.test is not None and data.test in (data.train, data.validation):
+        yield f"`data.test` must be another file than train and validation, got {data.test} twice: it is sealed from search"
+
+
+def _adapter_problems(config: Config) -> Iterator[str]:
+    adapter = config.adapter
+    targets, layers = adapter.targets, adapter.layers
+    named = isinstance(targets, list) and targets and all(isinstance(name, str) and name for name in targets)
+    if targets != "all-linear" and not named:
+        yield f"`adapter.targets` must be all-linear or a list of module names such as [q_proj,v_proj], got {targets!r}"
+    plain = isinstance(layers, int) and not isinstance(layers, bool) and layers > 0
+    listed = isinstance(layers, list) and layers and all(isinstance(n, int) and n >= 0 for n in layers)
+    if layers is not None and not plain and not listed:
+        yield f"`adapter.layers` must be null, an integer > 0 (the top N layers) or a list of indexes, got {layers!r}"

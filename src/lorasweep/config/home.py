@@ -1,0 +1,107 @@
+"""Which folder is whose: the user's home of conf/ and sweeps/, ours that ships with the package, and where runs leave
+their files. Neighbours: `compose` (search path), `search.study`, `tracking` (files)."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from lorasweep.config.schema import TrackingConfig
+from lorasweep.errors import ConfigError, UsageError, nearest
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
+
+
+def check_name(name: str, what: str = "sweep name") -> str:
+    """`name`, if it can be a file, an experiment and a model: letters, digits, `_`, `.`, `-`, at most 100.
+
+    Raises:
+        ConfigError: anything else, so that no name can leave its folder.
+    """
+    if not NAME.fullmatch(name) or ".." in name:
+        raise ConfigError(
+            f"a {what} must start with a letter or digit and hold only letters, digits, `_`, `-` and single dots "
+            f"(at most 100), got {name!r}; rename it"
+        )
+    return name
+
+
+@dataclass(frozen=True)
+class Home:
+    """`root`: LORASWEEP_HOME or the current folder; `shipped`: the folder of our own conf/ and sweeps/."""
+
+    root: Path
+    shipped: Path
+
+    @staticmethod
+    def find() -> Home:
+        package = Path(__file__).resolve().parent.parent
+        shipped = package / "shipped"
+        if not shipped.is_dir():
+            shipped = package.parent.parent
+        return Home(Path(os.environ.get("LORASWEEP_HOME") or ".").resolve(), shipped)
+
+    def tracking_dir(self, tracking: TrackingConfig) -> Path:
+        """The folder of mlflow.db and mlruns/; a relative `tracking.dir` counts from the current folder."""
+        return Path(tracking.dir).expanduser().resolve() if tracking.dir else self.root
+
+    def sweep_names(self) -> list[str]:
+        """Names of all sweep files, the user's and ours."""
+        folders = {self.root / "sweeps", self.shipped / "sweeps"}
+        return sorted({path.stem for folder in folders for path in folder.glob("*.yaml")})
+
+    def find_sweep(self, name: str) -> Path:
+        """The file of a sweep; the user's wins over ours.
+
+        Raises:
+            ConfigError: a name that would leave the folder.
+            UsageError: no such file; names the nearest.
+        """
+        check_name(name)
+        for folder in (self.root, self.shipped):
+            path = folder / "sweeps" / f"{name}.yaml"
+            if path.is_file():
+                return path
+        raise UsageError(f"there is no sweep {name!r} in {self.root / 'sweeps'}; {nearest(name, self.sweep_names())}")
+
+
+@dataclass(frozen=True)
+class Folders:
+    """Where runs leave their files, all below one tracking folder; a bare `mlflow ui` in it shows everything."""
+
+    tracking: Path
+
+    @property
+    def mlflow_db(self) -> Path:
+        """MLflow's database, where MLflow itself puts it."""
+        return self.tracking / "mlflow.db"
+
+    @property
+    def mlruns(self) -> Path:
+        """MLflow's artifacts."""
+        return self.tracking / "mlruns"
+
+    @property
+    def own(self) -> Path:
+        """What is ours: studies, spools, cache."""
+        return self.mlruns / "lorasweep"
+
+    @property
+    def study_db(self) -> Path:
+        """The Optuna studies of all sweeps."""
+        return self.own / "study.db"
+
+    @property
+    def cache(self) -> Path:
+        """Tokenised rows by fingerprint; safe to delete."""
+        return self.own / "cache"
+
+    def sweep(self, name: str) -> Path:
+        """What belongs to one sweep."""
+        return self.own / "sweeps" / check_name(name)
+
+    def spool(self, name: str) -> Path:
+        """Metrics of a sweep's trials on their way to MLflow."""
+        return self.sweep(name) / "spool"
