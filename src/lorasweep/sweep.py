@@ -7,25 +7,22 @@ runs), `leaderboard` (what is shown), `cli` (who calls).
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lorasweep import leaderboard, live
 from lorasweep.config import compose
 from lorasweep.config.home import Folders, Home
 from lorasweep.config.schema import TRIAL_GROUPS, Config
-from lorasweep.errors import ConfigError, UsageError
+from lorasweep.errors import ConfigError
 from lorasweep.progress import Progress, Silent
-from lorasweep.records import TrialRecord
 from lorasweep.search.space import Space, parse_space
 from lorasweep.search.study import SweepStudy
 from lorasweep.workbench import Workbench
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 TRAIN = "train"  # the study and experiment in which `lorasweep train` collects its single trials
 
@@ -87,7 +84,7 @@ def resume(name: str, overrides: list[str], quiet: bool = False) -> Outcome:
 def _run(name: str, config: Config, overrides: list[str], home: Home, quiet: bool) -> Outcome:
     started = time.monotonic()
     folders = Folders(home.tracking_dir(config.tracking))
-    space = parse_space(config.sweep.space, config)
+    space = parse_space(config.sweep.space)
     for point in space.probe_points():
         compose.compose_trial(overrides, name, point, home)
     workbench = Workbench(folders, config.sweep.objective, choose_slots(config))
@@ -97,7 +94,7 @@ def _run(name: str, config: Config, overrides: list[str], home: Home, quiet: boo
         study = SweepStudy.open(folders, config, space, identity, overrides, sweep_file=name)
         if not study.remaining() and not study.interrupted():
             return _outcome(study, workbench.slots, 0.0, nothing_to_do=True)
-    first = {**(space.probe_points() or [{}])[0], **(config.sweep.enqueue or [{}])[0]}
+    first = {**space.probe_points()[0], **(config.sweep.enqueue or [{}])[0]}
     with _view(config, quiet) as (progress, tally):
         progress.note(f"loading {config.model.name or config.model.path} and {workbench.data(config).source}")
         check_trainable(compose.compose_trial(overrides, name, first, home), workbench)
@@ -125,7 +122,7 @@ def train(overrides: list[str], quiet: bool = False) -> Outcome:
     check_trainable(config, workbench)
     params = compose.parse_overrides([word for word in overrides if word.partition(".")[0] not in ("tracking", "sweep")])
     identity = {"kind": "single trials", "objective": asdict(config.sweep.objective)}
-    study = SweepStudy.open(folders, config, None, identity, [], sweep_file=None)
+    study = SweepStudy.open(folders, config, Space(()), identity, [], sweep_file=None)
     number = study.ask_fixed(params).number
     return _train_waiting(study, config, folders, workbench, home, quiet, number, started)
 
@@ -151,7 +148,7 @@ def _train_waiting(
 ) -> Outcome:
     config.sweep.trials = len(study.interrupted())
     with _view(config, quiet) as (progress, _):
-        _launch(study, config, None, folders, workbench, home, progress)
+        _launch(study, config, Space(()), folders, workbench, home, progress)
     outcome = _outcome(study, workbench.slots, time.monotonic() - started)
     row = next(row for row in outcome.board.rows if row["trial"] == number)
     outcome.best = row if row["state"] == "complete" else None  # this trial's row, not the best of all single runs
@@ -214,7 +211,7 @@ def check_trainable(config: Config, workbench: Workbench) -> None:
 def _launch(
     study: SweepStudy,
     config: Config,
-    space: Space | None,
+    space: Space,
     folders: Folders,
     workbench: Workbench,
     home: Home,
@@ -226,7 +223,7 @@ def _launch(
 
     tracker = Tracker(folders, study.name)
     try:
-        keys = [dimension.key for dimension in space.dimensions] if space else []
+        keys = [dimension.key for dimension in space.dimensions]
         tracker.open_sweep(config, compose.to_yaml(config), keys)
         local.launch(Worker(study, tracker, workbench, home, progress, threading.Event()), config.launcher)
         tracker.close_sweep(_summary(study))
@@ -252,31 +249,19 @@ def _outcome(study: SweepStudy, slots: int, wall_seconds: float, nothing_to_do: 
     )
 
 
-class _view:
-    """The progress view and its tally for one run; standard error when `quiet` keeps standard output for JSON."""
-
-    def __init__(self, config: Config, quiet: bool):
-        self.config, self.quiet = config, quiet
-        maximize = config.sweep.objective.direction == "maximize"
-        self.tally = live.Tally(total=config.sweep.trials, maximize=maximize)
-
-    def __enter__(self) -> tuple[Progress, live.Tally]:
-        if self.quiet:
-            self._shown = None
-            return Silent(), self.tally
-        title = f"sweep {self.config.sweep.name}"
-        self._shown = live.show(self.tally, _console(), title, self.config.sweep.objective.metric)
-        return self._shown.__enter__(), self.tally
-
-    def __exit__(self, *error: Any) -> None:
-        if self._shown is not None:
-            self._shown.__exit__(*error)
-
-
-def _console() -> Console:
+@contextmanager
+def _view(config: Config, quiet: bool) -> Iterator[tuple[Progress, live.Tally]]:
+    """The progress view and its tally for one run, on standard error; nothing is shown where `quiet`."""
     from rich.console import Console
 
-    return Console(file=sys.stderr)
+    objective = config.sweep.objective
+    tally = live.Tally(total=config.sweep.trials, maximize=objective.direction == "maximize")
+    if quiet:
+        yield Silent(), tally
+        return
+    console = Console(stderr=True)
+    with live.show(tally, console, f"sweep {config.sweep.name}", objective.metric) as progress:
+        yield progress, tally
 
 
 def show_outcome(outcome: Outcome) -> None:
@@ -295,6 +280,3 @@ def show_outcome(outcome: Outcome) -> None:
         print("No trial is complete; the reasons stand in the table.")
     else:
         print(f"Next:  lorasweep ui {name}   |   lorasweep promote {name}")
-
-
-__all__ = ["Outcome", "TrialRecord", "UsageError", "resume", "show_outcome", "start", "train"]

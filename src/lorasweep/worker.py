@@ -192,8 +192,6 @@ class Worker:
     def _on_finish(self, trial: RunningTrial, event: Any) -> None:
         number = event.number
         value = event.best_metrics[self.study.metric]
-        if event.best_step != event.step:  # the newest point in the tracker is that of the kept checkpoint
-            self.tracker.log(number, event.best_metrics, event.step + 1)
         seconds = max(event.seconds, 1e-9)
         self.tracker.log(number, {"train/samples_per_second": event.samples / seconds}, event.step)
         record = self._record(trial, TrialState.COMPLETE, seconds)
