@@ -85,7 +85,8 @@ def write_question(rng: random.Random, answerable: bool) -> Question:
 
 def _absent(rng: random.Random, facts: list[tuple[str, str]], subjects: list[str]) -> tuple[str, str]:
     """A question near the context: about a place that it names, preferably on a matter that it tells of the other."""
+    named, told = {subject for subject, _ in facts}, {relation for _, relation in facts}
     absent = [(subject, relation) for subject in subjects for relation in RELATIONS if (subject, relation) not in facts]
-    told = {relation for _, relation in facts}
+    near = [pair for pair in absent if pair[0] in named]
     tempting = [pair for pair in absent if pair[1] in told]
-    return rng.choice(tempting if tempting and rng.random() < 0.7 else absent)
+    return rng.choice(tempting if tempting and rng.random() < 0.7 else near)

@@ -184,6 +184,10 @@ class ReviewWriter:
         """A review that is positive (+1) or negative (-1); where two clauses oppose, the later one decides."""
         return self._review(polarity, self.rng.choices(("plain", "negated", "contrast", "agree"), (2, 3, 4, 2))[0])
 
+    def plain(self, polarity: int) -> str:
+        """A review of one clause without negation, from which the polarity of words can be read off."""
+        return self._review(polarity, "plain")
+
     def four_class(self, name: str) -> str:
         """A review of the class `name`: negative, positive, neutral (facts alone) or mixed (opposed clauses)."""
         if name == "neutral":
