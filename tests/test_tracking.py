@@ -16,7 +16,6 @@ from typing import Any
 
 import pytest
 from mlflow import MlflowClient
-from trackkit import Counts, Folders, search_data, sweep_config
 
 from lorasweep import tracking
 from lorasweep.errors import StorageError
@@ -24,6 +23,7 @@ from lorasweep.records import TrialRecord, TrialState
 from lorasweep.tracking import Tracker
 from lorasweep.tracking_entities import LONGEST_PARAM, flatten, shorten
 from lorasweep.tracking_store import database_uri
+from trackkit import Counts, Folders, search_data, sweep_config
 
 PROVENANCE = {"lorasweep.git.commit": "c" * 40, "lorasweep.git.dirty": "true", "lorasweep.seed": "0"}
 HERE = Path(__file__).parent
@@ -40,7 +40,7 @@ def schema(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def folders(tmp_path: Path, schema: Path) -> Folders:
     folders = Folders(tmp_path / "my project")  # a space in the path
-    folders.tracking_dir.mkdir()
+    folders.tracking.mkdir()
     folders.mlflow_db.write_bytes(schema.read_bytes())
     # The template's default experiment keeps its own path; the sweep's experiment must still lie in this folder.
     return folders
@@ -225,7 +225,7 @@ tracker.close()
 
 def test_sigkill_in_the_middle_then_the_trial_again(folders: Folders) -> None:
     for stop_at in (1, 17, 60):
-        command = [sys.executable, "-c", KILLED, str(folders.tracking_dir), str(HERE)]
+        command = [sys.executable, "-c", KILLED, str(folders.tracking), str(HERE)]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert process.stdout is not None
         said = 0
@@ -356,7 +356,7 @@ def test_a_bare_mlflow_server_in_the_folder_lists_runs_and_artifacts(folders: Fo
     environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"}
     with (tmp_path / "log").open("w") as out:
         server = subprocess.Popen(
-            command, cwd=folders.tracking_dir, env=environment, stdout=out, stderr=out, start_new_session=True
+            command, cwd=folders.tracking, env=environment, stdout=out, stderr=out, start_new_session=True
         )
     try:
         base = f"http://127.0.0.1:{port}/api/2.0/mlflow"
@@ -373,7 +373,7 @@ def test_a_bare_mlflow_server_in_the_folder_lists_runs_and_artifacts(folders: Fo
     finally:
         os.killpg(server.pid, signal.SIGTERM)
         server.wait(timeout=20)
-    assert not (folders.tracking_dir / "mlruns" / "lorasweep" / "meta.yaml").exists()
+    assert not (folders.tracking / "mlruns" / "lorasweep" / "meta.yaml").exists()
 
 
 def wait_for(address: str, server: subprocess.Popen[bytes]) -> None:

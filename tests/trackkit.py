@@ -3,36 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
+from lorasweep.config.home import Folders
 from lorasweep.config.schema import Config
 from lorasweep.data.sources import SearchData, Split
 
-try:
-    from lorasweep.config.home import Folders
-except ModuleNotFoundError:
-
-    @dataclass(frozen=True)
-    class Folders:  # type: ignore[no-redef]
-        tracking_dir: Path
-
-        @property
-        def mlflow_db(self) -> Path:
-            return self.tracking_dir / "mlflow.db"
-
-        @property
-        def mlruns(self) -> Path:
-            return self.tracking_dir / "mlruns"
-
-        @property
-        def own(self) -> Path:
-            return self.mlruns / "lorasweep"
-
-        def sweep(self, name: str) -> Path:
-            return self.own / "sweeps" / name
-
-        def spool(self, name: str) -> Path:
-            return self.sweep(name) / "spool"
+__all__ = ["Counts", "Folders", "search_data", "sweep_config"]
 
 
 @dataclass(frozen=True)

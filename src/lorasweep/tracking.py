@@ -330,14 +330,19 @@ def replay(folders: Folders, sweep: str) -> int:
 
 def newest_experiment(folders: Folders, sweep: str | None) -> tuple[str, str] | None:
     """(name, id) of the sweep's experiment (`sweep` None: of the sweep written to last), None where there is none."""
-    client = open_client(folders)
-    with readable_errors("list experiments"):
-        if sweep is not None:
-            found = client.get_experiment_by_name(sweep)
-            return (sweep, found.experiment_id) if found and found.lifecycle_stage == "active" else None
-        experiments = [item for item in client.search_experiments() if TAG in item.tags]
-    newest = max(experiments, key=lambda item: item.last_update_time or 0, default=None)
+    found = [item for item in _sweep_experiments(folders) if sweep in (None, item.name)]
+    newest = max(found, key=lambda item: item.last_update_time or 0, default=None)
     return (newest.name, newest.experiment_id) if newest else None
+
+
+def sweep_names(folders: Folders) -> list[str]:
+    """Names of the sweeps that are tracked here."""
+    return sorted(item.name for item in _sweep_experiments(folders))
+
+
+def _sweep_experiments(folders: Folders) -> list[Any]:
+    with readable_errors("list experiments"):
+        return [item for item in open_client(folders).search_experiments() if TAG in item.tags]
 
 
 def now_ms() -> int:

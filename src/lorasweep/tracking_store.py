@@ -81,7 +81,6 @@ def open_client(folders: Folders) -> MlflowClient:
 
 def _store(folders: Folders) -> Any:
     """MLflow's own store over the database. Its first opening migrates the schema, one process at a time."""
-    folders.tracking_dir.mkdir(parents=True, exist_ok=True)
     folders.own.mkdir(parents=True, exist_ok=True)
     return _make_store(database_uri(folders), str(folders.mlruns.resolve()), folders.own / "schema.lock")
 
@@ -90,13 +89,13 @@ def _store(folders: Folders) -> Any:
 def _make_store(uri: str, artifacts: str, lock: Path) -> Any:
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
-    with _one_process_at_a_time(lock):
+    with one_process_at_a_time(lock):
         return SqlAlchemyStore(uri, artifacts)
 
 
 @contextmanager
-def _one_process_at_a_time(lock: Path) -> Iterator[None]:
-    """Two first starts at once would run the same migrations into each other."""
+def one_process_at_a_time(lock: Path) -> Iterator[None]:
+    """Hold a lock file: two first starts would run the same migrations into each other, two promotions both win."""
     if os.name != "posix":
         yield
         return
