@@ -5,7 +5,9 @@ The only importer of `datasets`. Neighbours: `table` (what comes out), `sources`
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from lorasweep.config.schema import DataConfig
@@ -13,30 +15,33 @@ from lorasweep.data.table import Table
 from lorasweep.errors import DataError
 
 OFFLINE_VARIABLES = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
+HUB_TIMEOUT_SECONDS = 5.0
 
 
 def read_split(split: str, setting: str, data: DataConfig) -> Table:
     """One named split of data.hub_id; class names come along where the data set declares them.
 
     `setting` (data.train, …) names the place to mend in errors. Raises DataError: no id, unreachable and not cached (one
-    message, after one attempt where the machine is offline), no such configuration, revision or split.
+    message, within seconds), no such configuration, revision or split.
     """
     if not data.hub_id:
         raise DataError("data.kind=hub needs data.hub_id, for example data.hub_id=stanfordnlp/imdb or a local folder")
     import datasets
 
     where = f"{data.hub_id} ({split})"
+    problem = None if Path(data.hub_id).is_dir() else look(data)
     quiet = datasets.utils.logging.get_verbosity()
     datasets.utils.logging.set_verbosity_error()
     try:
-        loaded = datasets.load_dataset(
-            data.hub_id,
-            data.hub_config,
-            split=split,
-            revision=None if Path(data.hub_id).is_dir() else data.hub_revision,
-        )
+        with cache_alone() if problem else contextlib.nullcontext():
+            loaded = datasets.load_dataset(
+                data.hub_id,
+                data.hub_config,
+                split=split,
+                revision=None if Path(data.hub_id).is_dir() else data.hub_revision,
+            )
     except Exception as error:  # datasets raises many types, its own and its transport's; all become one sentence
-        raise DataError(explain(error, split, setting, data)) from error
+        raise DataError(explain(error, problem, split, setting, data)) from error
     finally:
         datasets.utils.logging.set_verbosity(quiet)
     feature = loaded.features.get(data.label_column)
@@ -52,17 +57,61 @@ def read_split(split: str, setting: str, data: DataConfig) -> Table:
     return Table(columns=columns, where=where, label_names=names)
 
 
-def explain(error: Exception, split: str, setting: str, data: DataConfig) -> str:
+def look(data: DataConfig) -> str | None:
+    """Ask the hub once whether it has the data set: None where it has, else why only the cache can help.
+
+    `datasets` alone would try six times over half a minute. DataError where the hub answers that there is none.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    offline = [name for name in OFFLINE_VARIABLES if os.environ.get(name, "").lower() in ("1", "true", "yes", "on")]
+    if offline:
+        return f"{offline[0]} is set"
+    try:
+        HfApi().dataset_info(data.hub_id or "", revision=data.hub_revision, timeout=HUB_TIMEOUT_SECONDS)
+    except HFValidationError:
+        raise DataError(
+            f"data.hub_id={data.hub_id}: there is no such folder, and it cannot be a hub id (OWNER/NAME)"
+        ) from None
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        if status < 500 and status != 429:
+            asked = f" at revision {data.hub_revision}" if data.hub_revision else ""
+            raise DataError(
+                f"data.hub_id={data.hub_id}{asked}: the hub has no such data set for you (HTTP {status}). Check the "
+                "spelling; a private or gated one needs `hf auth login`"
+            ) from error
+        return f"the hub answered HTTP {status}"
+    except Exception as error:  # the transport's own types, which moved between httpx and httpx2
+        return f"the hub cannot be reached ({type(error).__name__})"
+    return None
+
+
+@contextlib.contextmanager
+def cache_alone() -> Iterator[None]:
+    """Make `datasets` read its cache without asking the hub; both libraries read these switches at each call."""
+    import datasets
+    import huggingface_hub
+
+    before = (datasets.config.HF_HUB_OFFLINE, huggingface_hub.constants.HF_HUB_OFFLINE)
+    datasets.config.HF_HUB_OFFLINE = huggingface_hub.constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        datasets.config.HF_HUB_OFFLINE, huggingface_hub.constants.HF_HUB_OFFLINE = before
+
+
+def explain(error: Exception, problem: str | None, split: str, setting: str, data: DataConfig) -> str:
     """What went wrong, in one sentence with its repair."""
     text = " ".join(str(error).split())
-    if "Unknown split" in text or "unknown split" in text:
+    if "unknown split" in text.lower():
         return f"{setting}={split}: {data.hub_id} has no such split. {text}"
     if "BuilderConfig" in text or "Config name is missing" in text:
         return f"data.hub_config={data.hub_config}: {data.hub_id} has no such configuration. {text[:400]}"
-    offline = [name for name in OFFLINE_VARIABLES if os.environ.get(name, "").lower() in ("1", "true", "yes", "on")]
-    state = f"{offline[0]} is set, so only the cache was looked at" if offline else "the hub did not answer or has no such set"
-    return (
-        f"data set `{data.hub_id}` is neither a local folder, nor in the cache, nor reachable ({state}): "
-        f"{type(error).__name__}: {text[:300]}. Check the id and the connection, or use your own file "
-        "(data=file data.train=PATH) or the offline demo (data=demo_reviews)"
-    )
+    if problem:
+        return (
+            f"data set `{data.hub_id}` is neither a local folder nor in the cache, and {problem}. Connect once, or use "
+            "your own file (data=file data.train=PATH) or the offline demo (data=demo_reviews)"
+        )
+    return f"data set `{data.hub_id}` cannot be loaded: {type(error).__name__}: {text[:400]}"
