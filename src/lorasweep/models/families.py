@@ -1,0 +1,155 @@
+"""From a collated batch to logits, for every family of base: on the token stream where we know the family's pooling,
+else padded through the model's own forward.
+
+Where each layer's input holds its rows is found by one probe forward with sizes that cannot be confused, never
+guessed from a name. A base whose layers cannot be told apart by row (DeBERTa sends shared position embeddings
+through them) is trained right all the same, one slot a forward. Neighbours: `stream` (batches), `base` (loads),
+`packed_lora` (reads the placements).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from lorasweep.models.stream import Batch, RowStore
+
+# model_type -> where a classification head pools: the row's first token or its last
+STREAM_FAMILIES = {
+    "bert": "first",
+    "distilbert": "first",
+    "roberta": "first",
+    "xlm-roberta": "first",
+    "gpt2": "last",
+    "llama": "last",
+    "mistral": "last",
+    "qwen2": "last",
+    "gemma": "last",
+    "gemma2": "last",
+}
+OFFSET_POSITIONS = ("roberta", "xlm-roberta")  # positions start at pad_token_id + 1
+
+
+def can_stream(model: nn.Module, head: str) -> bool:
+    """Whether we know how to run this base on a token stream."""
+    config = model.config
+    family = STREAM_FAMILIES.get(config.model_type)
+    if family is None or getattr(config, "is_encoder_decoder", False) or getattr(config, "add_cross_attention", False):
+        return False
+    if getattr(config, "position_embedding_type", "absolute") not in ("absolute", None):
+        return False
+    encoder = family == "first"
+    if encoder and (head != "classification" or getattr(config, "is_decoder", False)):
+        return False
+    expected = type(model).__name__.endswith("ForSequenceClassification" if head == "classification" else "ForCausalLM")
+    return expected or (head != "classification" and type(model).__name__.endswith("LMHeadModel"))
+
+
+def install_pooling(model: nn.Module, current: Any) -> None:
+    """BERT pools inside its backbone: hand its pooler each row's first token instead of the stream's."""
+    pooler = getattr(model.base_model, "pooler", None)
+    if model.config.model_type == "bert" and pooler is not None:
+
+        def rows_first(_module: nn.Module, args: tuple[torch.Tensor, ...]) -> torch.Tensor | None:
+            if current.forward is None:  # not ours: the model is used as it is
+                return None
+            return args[0][0].index_select(0, current.forward.batch.first)[:, None]  # (rows, 1, hidden)
+
+        pooler.register_forward_pre_hook(rows_first)
+
+
+def stream_logits(model: nn.Module, batch: Batch, head: str) -> torch.Tensor:
+    """Logits of a stream batch: classification (rows, classes); causal_lm (supervised tokens, vocabulary)."""
+    config, kwargs = model.config, {}
+    positions = batch.positions
+    if config.model_type in OFFSET_POSITIONS:
+        positions = positions + config.pad_token_id + 1
+    if batch.type_ids is not None and config.model_type in ("bert", "roberta", "xlm-roberta"):
+        kwargs["token_type_ids"] = batch.type_ids
+    if config.model_type not in ("bert", "distilbert", "roberta", "xlm-roberta"):
+        kwargs["use_cache"] = False
+    outputs = model.base_model(input_ids=batch.ids, position_ids=positions, **kwargs)
+    hidden = outputs.last_hidden_state[0]  # (tokens, hidden)
+    if head != "classification":
+        return _language_logits(model, hidden.index_select(0, batch.supervised))
+    if STREAM_FAMILIES[config.model_type] == "last":
+        return model.score(hidden.index_select(0, batch.last))
+    if config.model_type == "bert":
+        return model.classifier(model.dropout(outputs.pooler_output))
+    first = hidden.index_select(0, batch.first)  # (rows, hidden)
+    if config.model_type == "distilbert":
+        return model.classifier(model.dropout(torch.relu(model.pre_classifier(first))))
+    return model.classifier(first[:, None])  # RoBERTa's head takes the first token itself
+
+
+def _language_logits(model: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
+    logits = model.get_output_embeddings()(hidden)
+    cap = getattr(model.config, "final_logit_softcapping", None)
+    return logits if cap is None else torch.tanh(logits / cap) * cap
+
+
+def padded_logits(model: nn.Module, batch: Batch, head: str, takes: frozenset[str]) -> torch.Tensor:
+    """Logits of a padded batch through the model's own forward. `takes`: names of its forward's arguments."""
+    kwargs: dict[str, Any] = {"input_ids": batch.ids, "attention_mask": batch.attention_mask}
+    if batch.type_ids is not None and "token_type_ids" in takes:
+        kwargs["token_type_ids"] = batch.type_ids
+    if "use_cache" in takes and head != "classification":
+        kwargs["use_cache"] = False
+    logits = model(**kwargs).logits
+    return logits if head == "classification" else logits.flatten(0, 1).index_select(0, batch.supervised)
+
+
+PROBE_LENGTHS = (7, 3, 11, 2, 9)  # 5 rows, 32 tokens in a stream, 55 padded: no two counts are alike
+PROBE_ROWS, PROBE_TOKENS, PROBE_LONGEST = len(PROBE_LENGTHS), sum(PROBE_LENGTHS), max(PROBE_LENGTHS)
+
+
+def probe_store(vocabulary: int, pad_token_id: int, device: torch.device) -> RowStore:
+    """The probe's rows; none holds the padding token."""
+    from lorasweep.data.encode import Encoded
+
+    lengths = torch.tensor(PROBE_LENGTHS)
+    offsets = torch.zeros(PROBE_ROWS + 1, dtype=torch.int64)
+    offsets[1:] = torch.cumsum(lengths, 0)
+    ids = torch.arange(PROBE_TOKENS) * 7 % vocabulary
+    ids = ids.where(ids != pad_token_id, (pad_token_id + 1) % vocabulary)
+    return RowStore(Encoded(ids, offsets, torch.zeros(PROBE_ROWS, dtype=torch.int64), None, 0), None, device)
+
+
+def probe(
+    run: Callable[[torch.Tensor], Any], store: RowStore, stream: bool, watched: dict[str, nn.Module]
+) -> dict[str, str]:
+    """Where the input of each watched layer that a forward reaches holds its rows, from one forward over the probe rows.
+
+    "stream": (1, tokens, …); "grid": (rows, longest, …) or (rows, …); "second": (…, rows, …); "flat": (rows * longest,
+    …); "loose": no rows to be seen, or not the same at every call. run(rows) is that forward.
+    """
+    found: dict[str, str] = {}
+
+    def watch(name: str) -> Any:
+        def seen(_module: nn.Module, args: tuple[Any, ...]) -> None:
+            kind = _kind(args[0].shape, stream)
+            found[name] = kind if found.get(name, kind) == kind else "loose"
+
+        return seen
+
+    hooks = [module.register_forward_pre_hook(watch(name)) for name, module in watched.items()]
+    try:
+        run(torch.arange(PROBE_ROWS))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
+
+
+def _kind(shape: torch.Size, stream: bool) -> str:
+    lead = tuple(shape[:-1])
+    if stream and lead == (1, PROBE_TOKENS):
+        return "stream"
+    if lead in ((PROBE_ROWS,), (PROBE_ROWS, 1)) or (not stream and lead == (PROBE_ROWS, PROBE_LONGEST)):
+        return "grid"
+    if not stream and lead == (PROBE_LONGEST, PROBE_ROWS):
+        return "second"
+    return "flat" if not stream and lead == (PROBE_ROWS * PROBE_LONGEST,) else "loose"

@@ -1,0 +1,331 @@
+"""The adapters of K trials over one frozen base, each exactly as if alone.
+
+Puts the stand-ins of `layers` into a base once, keeps every trial's values in an `Arena`, and makes the `Forward` that
+the layers read. Neighbours: `base` (the frozen model), `training.pack` (the loop), `full` (the other engine behind the
+same protocol), `peft_format` (files).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+
+from lorasweep.config.schema import AdapterConfig, Config
+from lorasweep.errors import ConfigError, ModelError, nearest
+from lorasweep.models.arena import Arena, RowLayout, new_adamw
+from lorasweep.models.counts import ParameterCounts
+from lorasweep.models.layers import Forward, HeadPart, Job, LoraPart
+from lorasweep.models.stream import Batch
+
+if TYPE_CHECKING:
+    from lorasweep.models.base import LoadedBase
+
+LAYER_INDEX = re.compile(r".*?\.[^.]*\.(?P<index>\d+)\.")  # PEFT's rule for layers_to_transform
+
+
+class Engine(Protocol):
+    """What the training loop asks of trained values: packed adapters and full fine-tuning answer alike.
+
+    Tensors of `save` and `state` are copies on the engine's device, in a form that depends on the trial alone.
+    """
+
+    base: LoadedBase
+
+    def admit(self, index: int, config: Config) -> None: ...
+    def release(self, index: int) -> None: ...
+    def forward(self, batch: Batch, keys: list[int] | None) -> Forward: ...
+    def optimizer(self, index: int) -> torch.optim.Optimizer: ...
+    def gradients(self, index: int) -> list[torch.Tensor]: ...
+    def zero_gradients(self, index: int) -> None: ...
+    def counts(self, index: int) -> ParameterCounts: ...
+    def save(self, index: int) -> dict[str, torch.Tensor]: ...
+    def load(self, index: int, values: dict[str, torch.Tensor]) -> None: ...
+    def state(self, index: int, gradients: bool) -> dict[str, torch.Tensor]: ...
+    def load_state(self, index: int, state: dict[str, torch.Tensor]) -> None: ...
+    def export(self, index: int, values: dict[str, torch.Tensor], folder: Path) -> None: ...
+
+
+def slot_generator(seed: int, purpose: str) -> torch.Generator:
+    """A CPU generator for one purpose of one trial, so that no draw moves another."""
+    digest = hashlib.blake2b(f"{purpose}/{seed}".encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+def layer_index(name: str) -> int | None:
+    """Which layer of the base a module belongs to, None outside of the layers."""
+    match = LAYER_INDEX.match(name)
+    return int(match["index"]) if match else None
+
+
+def chosen_layers(layers: Any, count: int) -> list[int] | None:
+    """`adapter.layers` as indexes, None for all. ModelError where the base has no such layer."""
+    if layers is None:
+        return None
+    if isinstance(layers, int) and not isinstance(layers, bool):
+        if not 0 <= layers <= count:
+            raise ModelError(f"adapter.layers={layers} asks for the top {layers} layers and the base has {count}")
+        return list(range(count - layers, count))
+    if not isinstance(layers, Sequence) or isinstance(layers, str) or not all(type(i) is int for i in layers):
+        raise ConfigError(f"adapter.layers={layers!r} must be null, an integer or a list of layer indexes")
+    outside = [index for index in layers if not 0 <= index < count]
+    if outside:
+        raise ModelError(f"adapter.layers names {outside} and the base has layers 0 to {count - 1}")
+    return sorted(set(layers))
+
+
+def resolve_targets(base: LoadedBase, adapter: AdapterConfig) -> list[str]:
+    """The modules that a trial adapts, in the base's order.
+
+    Raises:
+        ModelError: an ending that no linear module outside of the head has, or a layer that is not there.
+    """
+    names = list(base.linear_modules)
+    wanted = [adapter.targets] if isinstance(adapter.targets, str) else list(adapter.targets)
+    if wanted != ["all-linear"]:
+        for ending in wanted:
+            if not any(name == ending or name.endswith(f".{ending}") for name in names):
+                endings = sorted({name.rpartition(".")[2] for name in names})
+                inside = [head for head in base.head_modules if ending in head.split(".")]
+                hint = f"`{ending}` is in the head, which is always trained whole; leave it out. " if inside else ""
+                raise ModelError(
+                    f"adapter.targets names `{ending}` and {base.path} has no linear module that ends so. {hint}"
+                    f"{nearest(str(ending), endings)} (candidates: {', '.join(endings)}, or all-linear)"
+                )
+        names = [name for name in names if any(name == e or name.endswith(f".{e}") for e in wanted)]
+    count = 1 + max((index for index in map(layer_index, base.linear_modules) if index is not None), default=-1)
+    layers = chosen_layers(adapter.layers, count)
+    return names if layers is None else [name for name in names if layer_index(name) in layers]
+
+
+def lora_scale(adapter: AdapterConfig) -> float:
+    """What B A x is multiplied by."""
+    return adapter.alpha / (math.sqrt(adapter.r) if adapter.rslora else adapter.r)
+
+
+def trained_biases(base: LoadedBase, adapter: AdapterConfig, targets: list[str]) -> list[tuple[str, int]]:
+    """(module, size) of the biases that `adapter.bias` trains, heads aside."""
+    if adapter.bias == "none":
+        return []
+    pool = targets if adapter.bias == "lora_only" else [*base.linear_modules, *base.norm_modules]
+    modules = ((name, base.model.get_submodule(name)) for name in pool)
+    return [(name, module.bias.numel()) for name, module in modules if getattr(module, "bias", None) is not None]
+
+
+class _Trial:
+    """A trial's settings as the layers need them."""
+
+    def __init__(self, base: LoadedBase, config: Config):
+        self.config, self.adapter = config, config.adapter
+        self.targets = resolve_targets(base, config.adapter)
+        self.biases = trained_biases(base, config.adapter, self.targets)
+        heads = [(name, base.model.get_submodule(name)) for name in base.head_layers]
+        if not heads and not self.targets:
+            raise ModelError("nothing would be trained: adapter.layers leaves no module and the task has no head")
+        self.layout = RowLayout(
+            vectors=(
+                *((name, layer.bias.numel()) for name, layer in heads if layer.bias is not None),
+                *self.biases,
+            ),
+            matrices=tuple((name, *layer.weight.shape) for name, layer in heads),
+            loras=tuple((name, *base.linear_modules[name]) for name in self.targets),
+        )
+        self.rank = config.adapter.r if self.targets else 0
+
+
+class PackedLora:
+    """K slots of LoRA adapters and heads over one base. Implements `Engine`."""
+
+    def __init__(self, base: LoadedBase, slots: int):
+        self.base, self.arena = base, Arena(slots, base.device)
+        self._trials: list[_Trial | None] = [None] * slots
+        self._anchor = torch.zeros(0, device=base.device, requires_grad=True)
+        self._jobs: dict[tuple[int, ...], dict[str, Job]] = {}
+        self._jobs_version = -1
+
+    # -- slots ----------------------------------------------------------------------------------------------------
+
+    def admit(self, index: int, config: Config) -> None:
+        """Start a trial in an empty slot: A as PEFT draws it, B zero, heads from the checkpoint or drawn.
+
+        Raises:
+            ModelError: a target module or layer that the base lacks.
+        """
+        trial = _Trial(self.base, config)
+        slot = self.arena.take(index, trial.layout, trial.rank)
+        self._trials[index] = trial
+        cut = [(slot.undecayed, 0.0), (slot.decayed, config.optimizer.weight_decay)]
+        groups = [([parameter], decay) for parameter, decay in cut if parameter.numel()]
+        slot.optimizer = new_adamw(groups, config.optimizer)
+        self._draw(index, trial)
+
+    def _draw(self, index: int, trial: _Trial) -> None:
+        row, layout = self.arena.flat[index], self.arena.layout
+        generator = slot_generator(trial.config.train.seed, "adapter")
+        for name, inputs, _ in trial.layout.loras:
+            a, _ = layout.lora(row, name, trial.rank)
+            bound = 1 / math.sqrt(inputs)  # kaiming_uniform_(a=sqrt(5)), as PEFT
+            drawn = torch.empty(trial.rank, inputs).uniform_(-bound, bound, generator=generator)
+            a.copy_(drawn)
+        generator = slot_generator(trial.config.train.seed, "head")
+        for name in self.base.head_layers:
+            layer = self.base.model.get_submodule(name)
+            fresh = name in self.base.fresh_modules
+            weight = layout.matrix(row, name, layer.weight.shape[1])
+            if fresh:
+                std = getattr(self.base.model.config, "initializer_range", None) or 0.02
+                weight.copy_(torch.empty(layer.weight.shape).normal_(0, std, generator=generator))
+            else:
+                weight.copy_(layer.weight)
+            if layer.bias is not None and not fresh:
+                layout.vector(row, name).copy_(layer.bias)
+
+    def release(self, index: int) -> None:
+        """Empty a slot."""
+        self.arena.release(index)
+        self._trials[index] = None
+
+    def _trial(self, index: int) -> _Trial:
+        trial = self._trials[index]
+        assert trial is not None, f"slot {index} is empty"
+        return trial
+
+    # -- forwards -------------------------------------------------------------------------------------------------
+
+    def forward(self, batch: Batch, keys: list[int] | None) -> Forward:
+        """The forward of a batch; keys: one dropout key a segment, None in evaluation."""
+        slots = tuple(segment.slot for segment in batch.segments)
+        trials = [self._trial(slot) for slot in slots]
+        return Forward(
+            batch,
+            self._jobs_of(slots),
+            self.base.dtype,
+            self._anchor,
+            keys,
+            [trial.adapter.dropout for trial in trials],
+            [trial.config.train.base_dropout for trial in trials],
+        )
+
+    def _jobs_of(self, slots: tuple[int, ...]) -> dict[str, Job]:
+        if self._jobs_version != self.arena.version:
+            self._jobs.clear()
+            self._jobs_version = self.arena.version
+        if slots not in self._jobs:
+            self._jobs[slots] = self._build_jobs(slots)
+        return self._jobs[slots]
+
+    def _build_jobs(self, slots: tuple[int, ...]) -> dict[str, Job]:
+        trials = [self._trial(slot) for slot in slots]
+        jobs: dict[str, Job] = {}
+        neighbours = len(slots) > 1 and slots == tuple(range(slots[0], slots[0] + len(slots)))
+        whole = slice(slots[0], slots[-1] + 1) if neighbours else None
+        for name in self.base.head_layers:
+            job = Job([self._head_part(name, slot) for slot in slots], has_lora=False)
+            if whole is not None:
+                job.stacked = self._head_part(name, whole)
+            jobs[name] = job
+        rank = max(trial.rank for trial in trials)
+        targets = [set(trial.targets) for trial in trials]
+        biases = [{name for name, _ in trial.biases} for trial in trials]
+        for name in {**self.base.linear_modules, **self.base.norm_modules}:
+            has_lora, has_bias = [name in names for names in targets], [name in names for names in biases]
+            if not any(has_lora) and not any(has_bias):
+                continue
+            parts = [
+                self._lora_part(name, slot, trial.rank if lora else 0, bias, lora_scale(trial.adapter))
+                if lora or bias
+                else None
+                for slot, trial, lora, bias in zip(slots, trials, has_lora, has_bias, strict=True)
+            ]
+            job = Job(parts, has_lora=any(has_lora))
+            if whole is not None and len(set(has_lora)) == len(set(has_bias)) == 1:
+                job.stacked = self._lora_part(name, whole, rank if has_lora[0] else 0, has_bias[0], 1.0)
+                scales = [lora_scale(trial.adapter) for trial in trials]
+                job.scales = torch.tensor(scales, device=self.base.device, dtype=self.base.dtype).view(-1, 1, 1)
+            jobs[name] = job
+        return jobs
+
+    def _lora_part(self, name: str, rows: int | slice, rank: int, bias: bool, scale: float) -> LoraPart:
+        arena, part = self.arena, LoraPart(scale=scale)
+        if rank:
+            part.a, part.bt = arena.layout.lora(arena.flat[rows], name, rank)
+            part.grad_a, part.grad_bt = arena.layout.lora(arena.grad[rows], name, rank)
+        if bias:
+            part.bias = arena.layout.vector(arena.flat[rows], name)
+            part.grad_bias = arena.layout.vector(arena.grad[rows], name)
+        return part
+
+    def _head_part(self, name: str, rows: int | slice) -> HeadPart:
+        arena, layer = self.arena, self.base.model.get_submodule(name)
+        columns, has_bias = layer.weight.shape[1], layer.bias is not None
+        flat, grad = arena.flat[rows], arena.grad[rows]
+        return HeadPart(
+            arena.layout.matrix(flat, name, columns),
+            arena.layout.vector(flat, name) if has_bias else None,
+            arena.layout.matrix(grad, name, columns),
+            arena.layout.vector(grad, name) if has_bias else None,
+        )
+
+    # -- values ---------------------------------------------------------------------------------------------------
+
+    def optimizer(self, index: int) -> torch.optim.Optimizer:
+        """The slot's AdamW."""
+        slot = self.arena.slots[index]
+        assert slot is not None and slot.optimizer is not None, f"slot {index} is empty"
+        return slot.optimizer
+
+    def gradients(self, index: int) -> list[torch.Tensor]:
+        """The slot's gradients as one vector."""
+        return [self.arena.grad_row(index)]
+
+    def zero_gradients(self, index: int) -> None:
+        """Forget the slot's gradients."""
+        self.arena.grad_row(index).zero_()
+
+    def counts(self, index: int) -> ParameterCounts:
+        """Adapter: LoRA matrices and trained biases. Total: the base (with one head) and the adapter."""
+        trial, base = self._trial(index), self.base
+        lora = sum(inputs + outputs for _, inputs, outputs in trial.layout.loras) * trial.rank
+        adapter = lora + sum(size for _, size in trial.biases)
+        head = sum(
+            parameter.numel() for name in base.head_layers for parameter in base.model.get_submodule(name).parameters()
+        )
+        return ParameterCounts(adapter, head, adapter + head, base.total_params + lora)
+
+    def save(self, index: int) -> dict[str, torch.Tensor]:
+        """The slot's values in its own layout."""
+        return {"values": self.arena.read(index, self.arena.row(index))}
+
+    def load(self, index: int, values: dict[str, torch.Tensor]) -> None:
+        """The inverse of `save`."""
+        self.arena.write(index, values["values"], self.arena.row(index))
+
+    def state(self, index: int, gradients: bool) -> dict[str, torch.Tensor]:
+        """Values and moments; gradients too where an optimizer step is half accumulated."""
+        state = self.save(index) | self.arena.moments(index)
+        if gradients:
+            state["gradients"] = self.arena.read(index, self.arena.grad_row(index))
+        return state
+
+    def load_state(self, index: int, state: dict[str, torch.Tensor]) -> None:
+        """The inverse of `state`."""
+        self.load(index, state)
+        self.arena.load_moments(
+            index, {name: state[name] for name in ("step", "exp_avg", "exp_avg_sq") if name in state}
+        )
+        if "gradients" in state:
+            self.arena.write(index, state["gradients"], self.arena.grad_row(index))
+        else:
+            self.zero_gradients(index)
+
+    def export(self, index: int, values: dict[str, torch.Tensor], folder: Path) -> None:
+        """Write the given values of the slot as a PEFT adapter."""
+        from lorasweep.models.peft_format import export_adapter
+
+        trial = self._trial(index)
+        export_adapter(self.base, trial.adapter, trial.targets, trial.layout, values["values"], folder)

@@ -1,0 +1,66 @@
+"""Evaluation of several slots over the validation rows in shared forwards.
+
+Every forward holds the same rows for all slots that are due, rows of like length together, so ranges are equal and
+little is padded. Neighbours: `pack` (when), `tasks` (what is measured).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from lorasweep.models.stream import RowStore, Segment
+
+if TYPE_CHECKING:
+    from lorasweep.models.packed_lora import Engine
+    from lorasweep.tasks import Task
+    from lorasweep.training.slot import Slot
+
+
+def evaluate(
+    engine: Engine, task: Task, store: RowStore, slots: list[Slot], tokens_per_forward: int
+) -> list[tuple[dict[str, float], np.ndarray]]:
+    """Metrics and predictions (rows, classes) of each slot, in the slots' order."""
+    if not engine.base.packable:
+        return [part for slot in slots for part in _evaluate_together(engine, task, store, [slot], tokens_per_forward)]
+    return _evaluate_together(engine, task, store, slots, tokens_per_forward)
+
+
+def _evaluate_together(
+    engine: Engine, task: Task, store: RowStore, slots: list[Slot], tokens_per_forward: int
+) -> list[tuple[dict[str, float], np.ndarray]]:
+    base, count = engine.base, len(slots)
+    order = torch.argsort(store.lengths, stable=True)
+    rows_at_most = min(slot.config.train.eval_batch_size for slot in slots)
+    predictions: list[list[torch.Tensor]] = [[] for _ in slots]
+    losses: list[list[torch.Tensor]] = [[] for _ in slots]
+    for rows in _chunks(order, store.lengths[order], rows_at_most, max(1, tokens_per_forward // count)):
+        batch = base.batch(store, [Segment(slot.index, rows) for slot in slots])
+        with torch.no_grad(), base.running(engine.forward(batch, None)):
+            logits = base.logits(batch).float()
+        unit = task.unit_losses(logits, batch.labels)
+        predicted = task.predictions(logits)
+        for slot in range(count):
+            predictions[slot].append(predicted.chunk(count)[slot].cpu())
+            losses[slot].append(unit.chunk(count)[slot].cpu())
+    back = torch.argsort(order)
+    labels = store.labels.cpu().numpy()
+    results = []
+    for predicted_parts, loss_parts in zip(predictions, losses, strict=True):
+        table, unit = torch.cat(predicted_parts)[back].numpy(), torch.cat(loss_parts)[back].numpy()
+        results.append((task.metrics(table, labels, unit), table))
+    return results
+
+
+def _chunks(order: torch.Tensor, lengths: torch.Tensor, rows_at_most: int, tokens_at_most: int) -> list[torch.Tensor]:
+    """Cut rows, in ascending length, into runs of at most so many rows and (one row aside) tokens."""
+    chunks, start, tokens = [], 0, 0
+    for at, length in enumerate(lengths.tolist()):
+        if at > start and (at - start == rows_at_most or tokens + length > tokens_at_most):
+            chunks.append(order[start:at])
+            start, tokens = at, 0
+        tokens += length
+    chunks.append(order[start:])
+    return chunks

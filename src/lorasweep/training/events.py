@@ -1,0 +1,60 @@
+"""What a pack tells its worker. Each event names its trial by `number`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+@dataclass(frozen=True)
+class Stepped:
+    """One optimizer step. step counts from 1; samples are rows seen; loss is the mean over the step's micro-batches;
+    grad_norm is before clipping."""
+
+    number: int
+    step: int
+    samples: int
+    loss: float
+    lr: float
+    grad_norm: float
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """One evaluation over all validation rows. predictions: (rows, classes) in the rows' order."""
+
+    number: int
+    step: int
+    samples: int
+    metrics: dict[str, float]
+    predictions: np.ndarray
+    is_best: bool
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The trial's end. best_metrics are those of the kept checkpoint; reason is "steps" or "early_stopping"; seconds are
+    wall time since admission, earlier processes included."""
+
+    number: int
+    step: int
+    samples: int
+    best_step: int
+    best_metrics: dict[str, float]
+    reason: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Failed:
+    """The trial cannot go on; its neighbours do. cause is one of TrialFailed.CAUSES."""
+
+    number: int
+    cause: str
+    message: str
+
+
+Event = Stepped | Evaluated | Finished | Failed

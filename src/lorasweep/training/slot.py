@@ -1,0 +1,145 @@
+"""One trial's place in a pack: where it is in its data, its schedule and its accumulation, and the best it has seen.
+
+Trained values and moments live in the engine; everything else of a trial is here, and small. Neighbours: `pack` (the
+loop), `schedule`, models' engines.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from lorasweep.config.schema import Config
+from lorasweep.models.packed_lora import slot_generator
+from lorasweep.training.schedule import learning_rate, total_steps
+
+
+class DataOrder:
+    """Rows in the order of one trial: epoch e is a permutation drawn from (seed, e); batches run across epoch borders,
+    so that they are always full. The cursor, rows drawn so far, is all its state."""
+
+    def __init__(self, rows: int, seed: int):
+        self.rows, self.seed, self.cursor = rows, seed, 0
+        self._epoch, self._permutation = -1, torch.empty(0, dtype=torch.int64)
+
+    def draw(self, count: int) -> torch.Tensor:
+        """The next rows, (count,) int64."""
+        parts = []
+        while count > 0:
+            epoch, start = divmod(self.cursor, self.rows)
+            if epoch != self._epoch:
+                generator = slot_generator(self.seed, f"order/{epoch}")
+                self._epoch, self._permutation = epoch, torch.randperm(self.rows, generator=generator)
+            part = self._permutation[start : start + count]
+            parts.append(part)
+            self.cursor += len(part)
+            count -= len(part)
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+@dataclass
+class Best:
+    """The kept checkpoint: the trial's values at its best evaluation."""
+
+    step: int
+    value: float
+    metrics: dict[str, float]
+    values: dict[str, torch.Tensor]
+
+
+@dataclass
+class Slot:
+    """State of one trial. `step` counts optimizer steps done, `micro` micro-batches of the step in progress, `losses`
+    are theirs. `over` is why it no longer trains ("" while it does)."""
+
+    number: int
+    index: int
+    config: Config
+    order: DataOrder
+    max_steps: int
+    step: int = 0
+    micro: int = 0
+    losses: list[float] = field(default_factory=list)
+    best: Best | None = None
+    evaluations_without_best: int = 0
+    scaler: Any = None
+    over: str = ""
+    last_loss: float | None = None
+    earlier_seconds: float = 0.0
+    started: float = field(default_factory=time.monotonic)
+
+    @classmethod
+    def start(cls, number: int, index: int, config: Config, rows: int, device: torch.device) -> Slot:
+        """A trial at its beginning."""
+        slot = cls(
+            number=number,
+            index=index,
+            config=config,
+            order=DataOrder(rows, config.train.seed),
+            max_steps=total_steps(config.train, rows),
+        )
+        if config.train.precision == "fp16":
+            slot.scaler = torch.amp.GradScaler(device.type)
+        return slot
+
+    @property
+    def samples(self) -> int:
+        """Training rows that finished steps have seen."""
+        return self.step * self.config.train.batch_size * self.config.train.accumulation
+
+    @property
+    def seconds(self) -> float:
+        """Wall seconds since admission, those of earlier processes included."""
+        return self.earlier_seconds + time.monotonic() - self.started
+
+    @property
+    def lr(self) -> float:
+        """Learning rate of the step in progress."""
+        return learning_rate(self.config.optimizer, self.step, self.max_steps)
+
+    @property
+    def loss_scale(self) -> float:
+        """What losses are multiplied by before backward; 1 but for fp16."""
+        return float(self.scaler.get_scale()) if self.scaler is not None else 1.0
+
+    @property
+    def evaluation_due(self) -> bool:
+        """Whether the step just done is one to evaluate after."""
+        every = self.config.train.eval_every_steps
+        return self.step == self.max_steps or (every > 0 and self.step % every == 0)
+
+    def rewind(self) -> None:
+        """Go back to the start of the step in progress."""
+        self.order.cursor, self.micro, self.losses = self.samples, 0, []
+
+    def fields(self) -> dict[str, Any]:
+        """All of its state but tensors, as JSON types."""
+        best = self.best
+        return {
+            "index": self.index,
+            "step": self.step,
+            "micro": self.micro,
+            "losses": list(self.losses),
+            "cursor": self.order.cursor,
+            "evaluations_without_best": self.evaluations_without_best,
+            "over": self.over,
+            "last_loss": self.last_loss,
+            "seconds": self.seconds,
+            "scaler": None if self.scaler is None else self.scaler.state_dict(),
+            "best": None if best is None else {"step": best.step, "value": best.value, "metrics": dict(best.metrics)},
+        }
+
+    def load_fields(self, fields: dict[str, Any], best_values: dict[str, torch.Tensor]) -> None:
+        """The inverse of `fields`."""
+        self.step, self.micro, self.losses = fields["step"], fields["micro"], list(fields["losses"])
+        self.order.cursor = fields["cursor"]
+        self.evaluations_without_best = fields["evaluations_without_best"]
+        self.over, self.last_loss = fields["over"], fields["last_loss"]
+        self.earlier_seconds, self.started = fields["seconds"], time.monotonic()
+        if self.scaler is not None:
+            self.scaler.load_state_dict(fields["scaler"])
+        if fields["best"] is not None:
+            self.best = Best(**fields["best"], values=best_values)

@@ -1,0 +1,84 @@
+"""Packed equals solo: every trial of a pack against plain PEFT + torch AdamW, and against itself alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from enginelab import (
+    base_of,
+    config,
+    export_now,
+    mixed_trials,
+    pack_of,
+    peft_model,
+    peft_vector,
+    rows,
+    run,
+    train_by_hand,
+)
+from safetensors.torch import load_file
+
+from lorasweep.training.slot import DataOrder
+
+FAMILIES = ["bert", "distilbert", "roberta", "gpt2", "llama", "mistral", "qwen2", "gemma", "gemma2"]
+FALLBACK = ["albert", "electra", "xlnet", "deberta-v2"]
+
+
+def assert_same_adapter(ours: Path, theirs: dict[str, torch.Tensor], tolerance: float = 1e-4) -> None:
+    mine = load_file(str(ours / "adapter_model.safetensors"))
+    extra = {name for name in theirs if ".original_module." in name or ".modules_to_save." in name}  # PEFT's bias=all
+    assert mine.keys() == theirs.keys() - extra
+    for name in mine:
+        tensor = theirs[name]
+        difference = float((mine[name] - tensor).norm() / tensor.norm().clamp(min=1e-3))
+        assert difference < tolerance, f"{name}: {difference}"
+
+
+def check_against_peft(trials: list, family_path: str, tmp_path: Path, loss_tolerance: float = 1e-5) -> None:
+    train = rows(30)
+    pack = pack_of(base_of(trials[0]), len(trials), train)
+    starts = {}
+    for number, trial in enumerate(trials):
+        pack.admit(number, trial)
+        starts[number] = export_now(pack, number, tmp_path / f"start{number}")
+    steps = run(pack)
+    for number, trial in enumerate(trials):
+        model = peft_model(trial, starts[number])
+        losses = train_by_hand(model, trial, train, DataOrder(len(train), trial.train.seed), trial.train.max_steps)
+        ours = [event.loss for event in steps[number]]
+        assert ours == pytest.approx(losses, rel=loss_tolerance), f"trial {number}"
+        theirs = peft_vector(model, tmp_path / f"theirs{number}")
+        assert_same_adapter(export_now(pack, number, tmp_path / f"end{number}"), theirs)
+
+
+@pytest.mark.parametrize("family", FAMILIES + FALLBACK)
+def test_pack_of_three_equals_peft(family: str, base_path: Callable[[str], str], tmp_path: Path) -> None:
+    path = base_path(family)
+    check_against_peft(mixed_trials(path, 3), path, tmp_path)
+
+
+@pytest.mark.parametrize("count", [1, 2, 8])
+def test_pack_sizes_equal_peft(count: int, base_path: Callable[[str], str], tmp_path: Path) -> None:
+    path = base_path("bert")
+    check_against_peft(mixed_trials(path, count), path, tmp_path)
+
+
+def test_equal_segments_go_through_batched_products(base_path: Callable[[str], str], tmp_path: Path) -> None:
+    path = base_path("llama")
+    trials = mixed_trials(path, 4, train__batch_size=16, train__accumulation=1)
+    check_against_peft(trials, path, tmp_path)
+
+
+def test_different_targets_layers_and_biases_share_a_pack(base_path: Callable[[str], str], tmp_path: Path) -> None:
+    path = base_path("bert")
+    changes = [
+        {"adapter__targets": ["query", "value"], "adapter__bias": "lora_only"},
+        {"adapter__layers": 1},
+        {"adapter__bias": "all"},
+        {"adapter__layers": [0], "adapter__targets": ["attention.output.dense"]},
+    ]
+    trials = [config(path, train__max_steps=6, train__seed=k, adapter__r=4, **c) for k, c in enumerate(changes)]
+    check_against_peft(trials, path, tmp_path)
