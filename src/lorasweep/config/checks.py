@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from typing import Any
 
+from lorasweep.config.home import check_name
 from lorasweep.config.schema import Config
 from lorasweep.errors import ConfigError, nearest
 
@@ -45,7 +46,9 @@ def _field_problems(node: Any, prefix: str) -> Iterator[str]:
             yield f"`{key}` must be a finite number, got {value}"
         choices = field.metadata.get("choices")
         if choices and value not in choices:
-            yield f"`{key}` must be one of {', '.join(choices)}, got {value!r}; {nearest(str(value), choices)}"
+            hint = nearest(str(value), choices)
+            close = f"; {hint}" if hint.startswith("did you mean") else ""
+            yield f"`{key}` must be {' or '.join(choices)}, got {value!r}{close}"
         for name, (holds, text) in BOUNDS.items():
             limit = field.metadata.get(name)
             if limit is not None and not holds(value, limit):
@@ -72,6 +75,13 @@ def _cross_problems(config: Config) -> Iterator[str]:
             f"`adapter=full` trains every parameter, which `quantization={config.quantization.kind}` freezes; "
             "use adapter=lora or quantization=none"
         )
+    if config.sweep.name:
+        try:
+            check_name(config.sweep.name, "sweep name")
+        except ConfigError as error:
+            yield str(error)
+    if not config.sweep.objective.metric.strip():
+        yield "`sweep.objective.metric` is empty: name a logged metric, for example eval/accuracy"
     slots = config.launcher.slots
     if slots != "auto" and (not isinstance(slots, int) or isinstance(slots, bool) or slots < 1):
         yield f"`launcher.slots` must be auto or an integer > 0, got {slots!r}"
@@ -100,6 +110,6 @@ def _adapter_problems(config: Config) -> Iterator[str]:
     if targets != "all-linear" and not named:
         yield f"`adapter.targets` must be all-linear or a list of module names such as [q_proj,v_proj], got {targets!r}"
     plain = isinstance(layers, int) and not isinstance(layers, bool) and layers > 0
-    listed = isinstance(layers, list) and layers and all(isinstance(n, int) and n >= 0 for n in layers)
+    listed = isinstance(layers, list) and layers and all(type(index) is int and index >= 0 for index in layers)
     if layers is not None and not plain and not listed:
         yield f"`adapter.layers` must be null, an integer > 0 (the top N layers) or a list of indexes, got {layers!r}"

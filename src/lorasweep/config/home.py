@@ -37,11 +37,20 @@ class Home:
 
     @staticmethod
     def find() -> Home:
+        """The home of this process.
+
+        Raises:
+            UsageError: LORASWEEP_HOME names no folder.
+        """
         package = Path(__file__).resolve().parent.parent
         shipped = package / "shipped"
         if not shipped.is_dir():
             shipped = package.parent.parent
-        return Home(Path(os.environ.get("LORASWEEP_HOME") or ".").resolve(), shipped)
+        named = os.environ.get("LORASWEEP_HOME")
+        root = Path(named or ".").expanduser().resolve()
+        if not root.is_dir():
+            raise UsageError(f"LORASWEEP_HOME={named} is no folder; name the one that holds conf/, sweeps/ and mlruns/, or unset it")
+        return Home(root, shipped)
 
     def tracking_dir(self, tracking: TrackingConfig) -> Path:
         """The folder of mlflow.db and mlruns/; a relative `tracking.dir` counts from the current folder."""
@@ -50,7 +59,7 @@ class Home:
     def sweep_names(self) -> list[str]:
         """Names of all sweep files, the user's and ours."""
         folders = {self.root / "sweeps", self.shipped / "sweeps"}
-        return sorted({path.stem for folder in folders for path in folder.glob("*.yaml")})
+        return sorted({path.stem for folder in folders for path in folder.glob("*.yaml") if path.is_file()})
 
     def find_sweep(self, name: str) -> Path:
         """The file of a sweep; the user's wins over ours.

@@ -69,9 +69,7 @@ class AdapterConfig:
 class DataConfig:
     """Rows to train, validate and (at promotion alone) test on. Group `data`."""
 
-    kind: str = option(
-        "demo_reviews", "where rows come from", choices=("demo_reviews", "demo_qa", "hub", "file")
-    )
+    kind: str = option("demo_reviews", "where rows come from", choices=("demo_reviews", "demo_qa", "hub", "file"))
     train: str | None = option(None, "file: path of the training rows; hub: name of the split")
     validation: str | None = option(None, "file or split that the search evaluates on; null: carved from train")
     test: str | None = option(None, "file or split scored at promotion alone; null: see `test_fraction`")
@@ -94,12 +92,16 @@ class DataConfig:
         0.1, "share of train carved, stratified, where there is no validation", above=0, below=1
     )
     test_fraction: float | None = option(
-        None, "share of train set aside where there is no test; null: 0.1 where validation is missing too, else 0",
-        at_least=0, below=1,
+        None,
+        "share of train set aside where there is no test; null: 0.1 where validation is missing too, else 0",
+        at_least=0,
+        below=1,
     )
     split_seed: int = option(0, "seed of the carving", at_least=0)
     max_train_rows: int | None = option(None, "use only N training rows, drawn by `split_seed`", above=0)
-    max_eval_rows: int | None = option(None, "use only N rows of validation and of test, drawn by `split_seed`", above=0)
+    max_eval_rows: int | None = option(
+        None, "use only N rows of validation and of test, drawn by `split_seed`", above=0
+    )
     classes: int = option(2, "demo_reviews: 2 (negative, positive) or 4 (also neutral, mixed)", at_least=2, at_most=4)
     demo_rows: int = option(2400, "demo: training rows to generate; validation and test have a quarter each", above=0)
     demo_seed: int = option(0, "demo: seed of the generator", at_least=0)
@@ -150,8 +152,10 @@ class TrainConfig:
     )
     activation_checkpointing: bool = option(False, "recompute activations in the backward pass to save memory")
     base_dropout: float | None = option(
-        None, "dropout of the base's hidden states; null: the checkpoint's own rate. Attention's inner dropout is off",
-        at_least=0, below=1,
+        None,
+        "dropout of the base's hidden states; null: the checkpoint's own rate. Attention's inner dropout is off",
+        at_least=0,
+        below=1,
     )
     seed: int = option(0, "seed of the adapter's start, the data order and dropout", at_least=0)
 
@@ -161,7 +165,8 @@ class SamplerConfig:
     """Who proposes the next point. Group `sampler`."""
 
     kind: str = option(
-        "tpe", "Optuna's sampler; list: the points of sweep.enqueue and no others",
+        "tpe",
+        "Optuna's sampler; list: the points of sweep.enqueue and no others",
         choices=("tpe", "random", "grid", "qmc", "gp", "cmaes", "list"),
     )
     seed: int = option(0, "seed of the proposals", at_least=0)
@@ -209,8 +214,12 @@ class SweepConfig:
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig, metadata={"doc": "what is best"})
     trials: int = option(20, "budget: number of trials in all, however often the sweep is interrupted", above=0)
     timeout_seconds: float | None = option(None, "budget: no trial starts after this many seconds of sweep", above=0)
-    total_samples: int | None = option(None, "budget: no trial starts once this many training samples were seen", above=0)
-    space: dict[str, Any] = option({}, "override key -> values in Hydra's override grammar, for example interval(1e-4, 1e-2)")
+    total_samples: int | None = option(
+        None, "budget: no trial starts once this many training samples were seen", above=0
+    )
+    space: dict[str, Any] = option(
+        {}, "override key -> values in Hydra's override grammar, for example interval(1e-4, 1e-2)"
+    )
     enqueue: list[dict[str, Any]] = option([], "points to try first")
 
 

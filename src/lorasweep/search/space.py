@@ -11,13 +11,16 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from lorasweep.config.explain import keys, nearest_key
+from lorasweep.config.schema import GROUPS, TRIAL_GROUPS, Config
 from lorasweep.errors import ConfigError
 
 if TYPE_CHECKING:
-    from optuna.distributions import BaseDistribution
     from optuna.trial import Trial
 
-EXAMPLES = "interval(1e-4, 1e-2), tag(log, interval(1e-5, 1e-3)), int(interval(1, 8)), range(50, 201, 50), choice(2, 4, 8)"
+EXAMPLES = (
+    "interval(1e-4, 1e-2), tag(log, interval(1e-5, 1e-3)), int(interval(1, 8)), range(50, 201, 50), choice(2, 4, 8)"
+)
 
 
 @dataclass(frozen=True)
@@ -35,45 +38,66 @@ class Dimension:
     def suggest(self, trial: Trial) -> Any:
         """Draw a value through Optuna's trial."""
         if self.kind == "categorical":
-            # lists are no Optuna choices: their position is drawn
-            if any(isinstance(choice, list) for choice in self.choices):
+            if self.by_position:
                 return self.choices[trial.suggest_categorical(self.key, range(len(self.choices)))]
             return trial.suggest_categorical(self.key, self.choices)
         assert self.low is not None and self.high is not None
         if self.kind == "int":
             step = 1 if self.step is None else int(self.step)
             return trial.suggest_int(self.key, int(self.low), int(self.high), step=step, log=self.log)
-        return trial.suggest_float(self.key, self.low, self.high, step=self.step, log=self.log)
+        drawn = trial.suggest_float(self.key, self.low, self.high, step=self.step, log=self.log)
+        return drawn if self.step is None else _tidy(drawn)
 
-    def distribution(self) -> BaseDistribution:
-        """The Optuna distribution that `suggest` draws from."""
-        from optuna import distributions
-
-        if self.kind == "categorical":
-            return distributions.CategoricalDistribution(tuple(self.stored(choice) for choice in self.choices))
-        assert self.low is not None and self.high is not None
-        if self.kind == "int":
-            step = 1 if self.step is None else int(self.step)
-            return distributions.IntDistribution(int(self.low), int(self.high), log=self.log, step=step)
-        return distributions.FloatDistribution(self.low, self.high, log=self.log, step=self.step)
+    @property
+    def by_position(self) -> bool:
+        """Whether Optuna keeps a choice by its position: lists and dicts are no values of its storage."""
+        return any(isinstance(choice, list | dict) for choice in self.choices)
 
     def stored(self, value: Any) -> Any:
-        """The value as Optuna keeps it: a list by its position among the choices."""
-        if self.kind == "categorical" and any(isinstance(choice, list) for choice in self.choices):
-            return self.choices.index(value)
-        return value
+        """A value of this dimension as Optuna keeps it."""
+        if self.kind == "categorical":
+            place = self.choices.index(value)
+            return place if self.by_position else self.choices[place]
+        return int(value) if self.kind == "int" else float(value)
+
+    def values(self) -> list[Any] | None:
+        """Every value, in order; None where they are a continuum."""
+        if self.kind == "categorical":
+            return list(self.choices)
+        assert self.low is not None and self.high is not None
+        if self.kind == "int":
+            return list(range(int(self.low), int(self.high) + 1, int(self.step or 1)))
+        if self.step is None:
+            return None if self.low < self.high else [self.low]
+        low, step = self.low, self.step
+        return [_tidy(low + place * step) for place in range(round((self.high - low) / step) + 1)]
+
+    def at(self, unit: float) -> Any:
+        """The value at a share of the way, `unit` in [0, 1): for sequences that fill the unit cube evenly."""
+        values = None if self.log else self.values()
+        if values is not None:
+            return values[min(int(unit * len(values)), len(values) - 1)]
+        assert self.low is not None and self.high is not None
+        if not self.log:
+            return self.low + unit * (self.high - self.low)
+        margin = 0.5 if self.kind == "int" else 0.0  # each integer gets its share of the logarithmic line
+        low, high = math.log(self.low - margin), math.log(self.high + margin)
+        drawn = min(max(math.exp(low + unit * (high - low)), self.low), self.high)
+        return round(drawn) if self.kind == "int" else drawn
 
     def contains(self, value: Any) -> bool:
         """Whether the sampler could draw this value."""
         if self.kind == "categorical":
-            return any(value == choice and isinstance(value, bool) == isinstance(choice, bool) for choice in self.choices)
+            return any(value == other and isinstance(value, bool) == isinstance(other, bool) for other in self.choices)
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             return False
         assert self.low is not None and self.high is not None
         if self.kind == "int" and value != int(value):
             return False
-        on_grid = self.step is None or abs((value - self.low) / self.step - round((value - self.low) / self.step)) < 1e-9
-        return self.low <= value <= self.high and on_grid
+        if not self.low <= value <= self.high:
+            return False
+        steps = (value - self.low) / self.step if self.step is not None else 0.0
+        return abs(steps - round(steps)) < 1e-6
 
     def edges(self) -> list[Any]:
         """Values that touch every bound or choice."""
@@ -132,25 +156,56 @@ class Space:
                 )
 
 
-def parse_space(space: dict[str, Any], allow_empty: bool = False) -> Space:
-    """Read `sweep.space`.
+def parse_space(space: dict[str, Any], config: Config | None = None, *, allow_empty: bool = False) -> Space:
+    """Read `sweep.space`. With a `config` whose sampler is `list`, an empty space holds what is enqueued.
 
     Raises:
-        ConfigError: an empty space, unknown grammar, bounds upside down, log of what is not > 0.
+        ConfigError: an empty space, an unknown key or grammar, bounds upside down, log of what is not > 0.
     """
+    if not space and config is not None and config.sampler.kind == "list":
+        space = _enqueued_values(config.sweep.enqueue)
     if not space and not allow_empty:
         raise ConfigError(
             "`sweep.space` is empty: there is nothing to vary. Add a key, for example optimizer.lr: "
             '"tag(log, interval(1e-4, 1e-2))", or use `lorasweep train` for one trial'
         )
+    for key in space:
+        _check_key(key)
     return Space(tuple(_dimension(key, value) for key, value in space.items()))
+
+
+def _enqueued_values(points: list[dict[str, Any]]) -> dict[str, list[Any]]:
+    values: dict[str, list[Any]] = {}
+    for point in points:
+        for key, value in point.items():
+            seen = values.setdefault(key, [])
+            if value not in seen:
+                seen.append(value)
+    return values
+
+
+def _check_key(key: str) -> None:
+    group = key.partition(".")[0]
+    if group in GROUPS and group not in TRIAL_GROUPS:
+        raise ConfigError(
+            f"`sweep.space` varies `{key}`, but {group} is one for the whole sweep; what can vary: {', '.join(TRIAL_GROUPS)}"
+        )
+    if key in TRIAL_GROUPS or (group in TRIAL_GROUPS and key in keys()):
+        return
+    raise ConfigError(f"`sweep.space` varies `{key}`, and there is no such setting; {nearest_key(key)}")
 
 
 def _dimension(key: str, value: Any) -> Dimension:
     if isinstance(value, list):
         return _choice(key, value, str(value))
     if isinstance(value, dict):
-        raise ConfigError(f"`space` key `{key}` must be text or a list, got {value}. Values look like {EXAMPLES}")
+        dotted = f"{key}.{next(iter(value))}" if value else f"{key}.NAME"
+        raise ConfigError(
+            f"`sweep.space` key `{key}` must be text or a list, got {value}. Write keys in one piece ({dotted}: …); values "
+            f"look like {EXAMPLES}"
+        )
+    if value is None:
+        raise ConfigError(f"`sweep.space` key `{key}` has no values; values look like {EXAMPLES}")
     text = str(value).lower() if isinstance(value, bool) else str(value)
     override = _parse(key, text)
     if not override.is_sweep_override():
@@ -160,7 +215,13 @@ def _dimension(key: str, value: Any) -> Dimension:
         return _interval(key, swept, text)
     if override.is_range_sweep():
         return _range(key, swept, text)
-    return _choice(key, [_plain(item) for item in override.sweep_iterator()], text)
+    if not hasattr(swept, "list"):
+        raise ConfigError(
+            f"`sweep.space` key `{key}`: {text} depends on what files there are; write choice(a, b) instead"
+        )
+    return _choice(
+        key, [_plain(item) for item in swept.list], text
+    )  # shuffle() changes nothing: a sampler has no order
 
 
 def _parse(key: str, text: str) -> Any:
@@ -171,49 +232,52 @@ def _parse(key: str, text: str) -> Any:
         return OverridesParser.create().parse_override(f"{key}={text}")
     except HydraException as error:
         first = str(error).strip().splitlines()[0]
-        raise ConfigError(f"cannot read `space` key `{key}`: {text} ({first}). Values look like {EXAMPLES}") from None
+        raise ConfigError(
+            f"cannot read `sweep.space` key `{key}`: {text} ({first}). Values look like {EXAMPLES}"
+        ) from None
 
 
 def _interval(key: str, swept: Any, text: str) -> Dimension:
-    low, high = swept.start, swept.end
-    whole = isinstance(low, int) and isinstance(high, int) and "int(" in text.replace(" ", "")
-    log = "log" in swept.tags
+    low, high, log = swept.start, swept.end, "log" in swept.tags
     _check_tags(key, swept.tags, text)
     _check_bounds(key, low, high, log, text)
-    return Dimension(key, "int" if whole else "float", low if whole else float(low), high if whole else float(high), log=log)
+    whole = isinstance(low, int) and isinstance(high, int)  # only int(interval(…)) leaves integers
+    return Dimension(key, "int" if whole else "float", low, high, log=log)
 
 
 def _range(key: str, swept: Any, text: str) -> Dimension:
-    if swept.shuffle:
-        return _choice(key, list(swept.range()), text)
-    low, high, step = swept.start, swept.stop, swept.step
     _check_tags(key, swept.tags, text)
-    if step == 0:
-        raise ConfigError(f"`space` key `{key}`: {text} has a step of 0; leave it out or make it > 0")
+    first, last, step, log = swept.start, swept.stop, swept.step, "log" in swept.tags
+    if step == 0 or not math.isfinite(step):
+        raise ConfigError(
+            f"`sweep.space` key `{key}`: {text} has a step of {step}; leave it out or make it another number"
+        )
+    if swept.shuffle:
+        return _choice(key, [_tidy(number) for number in swept.range()], text)
+    whole = all(isinstance(number, int) for number in (first, last, step))
     if step < 0:
-        low, high, step = high, low, -step
-    _check_bounds(key, low, high, "log" in swept.tags, text)
-    whole = all(isinstance(number, int) for number in (low, high, step))
-    if not whole:  # the last value that the steps reach; Optuna would warn and do the same
-        high = low + math.floor((high - low) / step + 1e-9) * step
+        _check_bounds(key, last, first, log, text)
     else:
-        high = low + (high - low) // step * step
-    if "log" in swept.tags:
-        if step != 1:
-            raise ConfigError(f"`space` key `{key}`: {text} cannot be logarithmic and have a step; use tag(log, interval(…))")
-        return Dimension(key, "int", low, high, log=True)
+        _check_bounds(key, first, last, log, text)
+    if log and (not whole or abs(step) != 1):
+        raise ConfigError(
+            f"`sweep.space` key `{key}`: {text} cannot be logarithmic and have steps; use tag(log, interval(low, high))"
+        )
+    # the steps count from `first`, so the far bound is the last value that they reach
+    reached = first + math.floor((last - first) / step + 1e-9) * step
+    low, high = sorted((first, reached if whole else _tidy(reached)))
     if whole:
-        return Dimension(key, "int", low, high, step=step if step != 1 else None)
-    return Dimension(key, "float", float(low), float(high), step=float(step))
+        return Dimension(key, "int", low, high, step=abs(step) if abs(step) != 1 else None, log=log)
+    return Dimension(key, "float", float(low), float(high), step=float(abs(step)))
 
 
 def _choice(key: str, choices: list[Any], text: str) -> Dimension:
     if not choices:
-        raise ConfigError(f"`space` key `{key}`: {text} holds no value; give at least one")
+        raise ConfigError(f"`sweep.space` key `{key}`: {text} holds no value; give at least one")
     seen: list[Any] = []
     for choice in choices:
         if choice in seen:  # 1, 1.0 and true are equal, for Python and for Optuna
-            raise ConfigError(f"`space` key `{key}`: {text} holds {choice!r} twice; drop one")
+            raise ConfigError(f"`sweep.space` key `{key}`: {text} holds {choice!r} twice; drop one")
         seen.append(choice)
     return Dimension(key, "categorical", choices=tuple(choices))
 
@@ -221,19 +285,30 @@ def _choice(key: str, choices: list[Any], text: str) -> Dimension:
 def _check_tags(key: str, tags: set[str], text: str) -> None:
     unknown = tags - {"log"}
     if unknown:
-        raise ConfigError(f"`space` key `{key}`: {text} has the tag {', '.join(sorted(unknown))}; only `log` has a meaning")
+        raise ConfigError(
+            f"`sweep.space` key `{key}`: {text} has the tag {', '.join(sorted(unknown))}; only `log` has a meaning"
+        )
 
 
 def _check_bounds(key: str, low: Any, high: Any, log: bool, text: str) -> None:
     if low is None or high is None or not (math.isfinite(low) and math.isfinite(high)):
-        raise ConfigError(f"`space` key `{key}`: {text} needs two finite bounds")
+        raise ConfigError(f"`sweep.space` key `{key}`: {text} needs two finite bounds")
     if low > high:
-        raise ConfigError(f"`space` key `{key}`: {text} is upside down: {low} > {high}; swap the bounds")
+        raise ConfigError(f"`sweep.space` key `{key}`: {text} is upside down: {low} > {high}; swap the bounds")
     if log and low <= 0:
-        raise ConfigError(f"`space` key `{key}`: {text} is logarithmic, so its lower bound must be > 0, got {low}")
+        raise ConfigError(
+            f"`sweep.space` key `{key}`: {text} is logarithmic, so its lower bound must be > 0, got {low}"
+        )
+
+
+def _tidy(number: Any) -> Any:
+    """A sum of steps without its rounding noise: 0.3, not 0.30000000000000004."""
+    return float(f"{number:.12g}") if isinstance(number, float) else number
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, list):
         return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {str(name): _plain(item) for name, item in value.items()}
     return getattr(value, "text", value)
