@@ -1,83 +1,167 @@
-"""Which Optuna sampler proposes a trial's point, seeded so that restarts change nothing.
+"""Who proposes a trial's point: a function of sampler settings, trial number and history, never of restarts.
 
-A fresh sampler is made for every ask: its seed is a hash of the sweep's seed and the trial's number, so a proposal
-depends on those and on the trials that have ended, never on how often the process was started. Grid and quasi-random
-samplers keep their place in the study itself and need one seed throughout. Neighbours: `study`, `space`.
+Optuna's samplers are built afresh for each trial, seeded by the sweep's seed and the trial's number: a reloaded
+sampler with one fixed seed would repeat its first proposals. What needs no history (enqueued points, grid, list,
+Sobol points) is a function of the number alone. Neighbours: `space` (what can be drawn), `study` (which asks).
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
+import math
+import random
 import warnings
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import Any
 
-from lorasweep.config.schema import SamplerConfig
+from optuna.distributions import BaseDistribution
+from optuna.exceptions import ExperimentalWarning
+from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, RandomSampler, TPESampler
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
+
+from lorasweep.config.schema import Config, SamplerConfig
 from lorasweep.errors import ConfigError
 from lorasweep.search.space import Dimension, Space
 
-if TYPE_CHECKING:
-    from optuna.samplers import BaseSampler
+LARGEST_GRID = 100_000  # points; a grid is listed in memory
 
 
-def make_sampler(config: SamplerConfig, space: Space, number: int) -> BaseSampler:
-    """The sampler that proposes trial `number`.
+def seed_of(sweep_seed: int, number: int) -> int:
+    """A trial's own seed, 32 bits; the same on every machine and Python."""
+    return int.from_bytes(hashlib.sha256(f"{sweep_seed}:{number}".encode()).digest()[:4], "big")
 
-    Raises:
-        ConfigError: a grid over a dimension that has no steps.
+
+class Proposals(BaseSampler):
+    """What trial n tries: points known by number first, else Optuna's sampler seeded by the number.
+
+    Holds no state between trials, so any process may ask for any trial.
     """
-    from optuna import samplers
-    from optuna.exceptions import ExperimentalWarning
 
-    seed = trial_seed(config.seed, number)
+    def __init__(self, config: Config, space: Space):
+        self.settings, self.space = config.sampler, space
+        self.dimensions = {dimension.key: dimension for dimension in space.dimensions}
+        self.enqueued = [dict(point) for point in config.sweep.enqueue]
+        kind = config.sampler.kind
+        for number, point in enumerate(self.enqueued):
+            space.check_point(point, f"point {number} of `sweep.enqueue`")
+            if kind == "list" and len(point) < len(self.dimensions):
+                missing = ", ".join(key for key in self.dimensions if key not in point)
+                raise ConfigError(
+                    f"point {number} of `sweep.enqueue` lacks {missing}: with sampler=list each point names every key"
+                )
+        if kind == "list" and not self.enqueued:
+            raise ConfigError("sampler=list tries the points of `sweep.enqueue`, which is empty; add points there")
+        if kind == "cmaes" and sum(dimension.kind != "categorical" for dimension in space.dimensions) < 2:
+            raise ConfigError("sampler=cmaes needs at least two numeric keys in `sweep.space`; use sampler=tpe")
+        self._built: tuple[int, BaseSampler] = (-1, RandomSampler(0))
+        self.grid = self._unvisited_grid() if kind == "grid" else []
+
+    @property
+    def points(self) -> int | None:
+        """How many points there are in all; None: no end."""
+        if self.settings.kind == "list":
+            return len(self.enqueued)
+        return len(self.enqueued) + len(self.grid) if self.settings.kind == "grid" else None
+
+    def known_point(self, number: int) -> dict[str, Any]:
+        """Key -> value of what the number alone decides; empty where a sampler draws everything."""
+        if number < len(self.enqueued):
+            return self.enqueued[number]
+        if self.settings.kind == "grid":
+            return self.grid[number - len(self.enqueued)]
+        if self.settings.kind == "qmc":
+            return sobol_point(self.space, self.settings.seed, number - len(self.enqueued))
+        return {}
+
+    def _unvisited_grid(self) -> list[dict[str, Any]]:
+        """Every point of the grid that is not enqueued, in an order drawn from the seed so that a cut grid is unbiased."""
+        axes = [_grid_values(dimension) for dimension in self.space.dimensions]
+        size = math.prod(len(axis) for axis in axes)
+        if size > LARGEST_GRID:
+            raise ConfigError(
+                f"sampler=grid over `sweep.space` has {size:,} points, at most {LARGEST_GRID:,} work; widen its steps"
+            )
+        points = [dict(zip(self.dimensions, values, strict=True)) for values in itertools.product(*axes)]
+        points = [point for point in points if point not in self.enqueued]
+        random.Random(seed_of(self.settings.seed, -1)).shuffle(points)
+        return points
+
+    # -- Optuna's interface ---------------------------------------------------------------------------------------
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """What Optuna's sampler draws jointly; nothing where the point is known."""
+        if self.known_point(trial.number):
+            return {}
+        return self._sampler(trial.number).infer_relative_search_space(study, trial)
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """A joint draw from the model of the space."""
+        if self.known_point(trial.number):
+            return {}
+        return self._sampler(trial.number).sample_relative(study, trial, search_space)
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """One key's value: the known one, else a random one from this trial's and key's own stream."""
+        known = self.known_point(trial.number)
+        if param_name in known:
+            return self.dimensions[param_name].stored(known[param_name])
+        stream = seed_of(seed_of(self.settings.seed, trial.number), list(self.dimensions).index(param_name))
+        return RandomSampler(stream).sample_independent(study, trial, param_name, param_distribution)
+
+    def before_trial(self, study: Study, trial: FrozenTrial) -> None:
+        """Pass on to Optuna's sampler."""
+        self._sampler(trial.number).before_trial(study, trial)
+
+    def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
+        """Pass on to Optuna's sampler: cmaes learns here."""
+        self._sampler(trial.number).after_trial(study, trial, state, values)
+
+    def _sampler(self, number: int) -> BaseSampler:
+        if self._built[0] != number:
+            self._built = (number, optuna_sampler(self.settings, number))
+        return self._built[1]
+
+
+def _grid_values(dimension: Dimension) -> list[Any]:
+    values = dimension.values()
+    if values is None:
+        raise ConfigError(
+            f"sampler=grid needs steps, but `{dimension.key}` is an interval from {dimension.low} to {dimension.high}; write "
+            "range(low, high, step) or choice(…), or take another sampler"
+        )
+    return values
+
+
+def optuna_sampler(settings: SamplerConfig, number: int) -> BaseSampler:
+    """Optuna's own sampler for one trial; random where the kind keeps no model of the space."""
+    seed, startup = seed_of(settings.seed, number), settings.startup_trials
+    if settings.kind == "tpe":
+        return TPESampler(seed=seed, n_startup_trials=startup)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
-        match config.kind:
-            case "tpe":
-                return samplers.TPESampler(seed=seed, n_startup_trials=config.startup_trials)
-            case "gp":
-                return samplers.GPSampler(seed=seed, n_startup_trials=config.startup_trials)
-            case "cmaes":
-                return samplers.CmaEsSampler(seed=seed, n_startup_trials=config.startup_trials, warn_independent_sampling=False)
-            case "qmc":
-                return samplers.QMCSampler(seed=config.seed, scramble=True, warn_independent_sampling=False)
-            case "grid":
-                return samplers.GridSampler(grid(space), seed=config.seed)
-            case _:  # random; list asks for enqueued points alone
-                return samplers.RandomSampler(seed=seed)
+        if settings.kind == "gp":
+            return GPSampler(seed=seed, n_startup_trials=startup, warn_independent_sampling=False)
+        if settings.kind == "cmaes":
+            return CmaEsSampler(seed=seed, n_startup_trials=max(1, startup), warn_independent_sampling=False)
+    return RandomSampler(seed)
 
 
-def trial_seed(sweep_seed: int, number: int) -> int:
-    """A seed for one trial's proposal: the same on every machine and in every process."""
-    return int.from_bytes(hashlib.sha256(f"{sweep_seed}/{number}".encode()).digest()[:4], "big")
+def sobol_point(space: Space, seed: int, index: int) -> dict[str, Any]:
+    """Point `index` (from 0) of a scrambled Sobol sequence over the whole space, choices included."""
+    from scipy.stats import qmc
 
-
-def grid(space: Space) -> dict[str, list]:
-    """All values of each dimension.
-
-    Raises:
-        ConfigError: a dimension without steps has no grid.
-    """
-    return {dimension.key: _values(dimension) for dimension in space.dimensions}
-
-
-def grid_size(space: Space) -> int:
-    """Number of points of the grid."""
-    size = 1
-    for values in grid(space).values():
-        size *= len(values)
-    return size
-
-
-def _values(dimension: Dimension) -> list:
-    if dimension.kind == "categorical":
-        return [dimension.stored(choice) for choice in dimension.choices]
-    if dimension.kind == "float" and dimension.step is None:
-        raise ConfigError(
-            f"sampler=grid needs steps, but `{dimension.key}` is an interval from {dimension.low} to {dimension.high}; "
-            "write range(low, high, step) or choice(…), or take another sampler"
-        )
-    assert dimension.low is not None and dimension.high is not None
-    step = dimension.step or 1
-    count = int((dimension.high - dimension.low) / step + 1e-9) + 1
-    numbers = [dimension.low + index * step for index in range(count)]
-    return [int(number) for number in numbers] if dimension.kind == "int" else numbers
+    sequence = qmc.Sobol(len(space.dimensions), scramble=True, rng=seed)
+    if index:
+        sequence.fast_forward(index)
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore", UserWarning
+        )  # "balance properties require n to be a power of 2": we draw singly
+        (units,) = sequence.random(1)
+    return {dimension.key: dimension.at(float(unit)) for dimension, unit in zip(space.dimensions, units, strict=True)}

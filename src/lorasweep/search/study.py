@@ -3,35 +3,37 @@
 The study is where a sweep's truth lives: which trials were asked for, with which point and MLflow run, and how they
 ended. It lives in sqlite (write-ahead log, long busy timeout), which a kill at any moment leaves whole. Every asked
 trial counts in the budget once, also a failed or interrupted one. A trial left RUNNING by a dead process is attached
-again, never asked twice. Neighbours: `space`, `samplers`; `worker` drives it, `leaderboard` reads `records()`.
+again, never asked twice. Neighbours: `space`, `samplers`, `storage`; `worker` drives it, `leaderboard` reads it.
 """
 
 from __future__ import annotations
 
 import json
-import logging
 import math
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from lorasweep.config import compose
 from lorasweep.config.home import Folders
 from lorasweep.config.schema import Config
-from lorasweep.errors import ConfigError, StorageError, TrialFailed, UsageError, nearest
+from lorasweep.errors import StorageError, TrialFailed, UsageError, nearest
 from lorasweep.records import TrialRecord, TrialState
-from lorasweep.search.samplers import grid_size, make_sampler
+from lorasweep.search.identity import check_same
 from lorasweep.search.space import Space, parse_space
+from lorasweep.search.storage import open_storage, readable_errors, study_names
 
 if TYPE_CHECKING:
     import optuna
-    from optuna.storages import RDBStorage
     from optuna.trial import FrozenTrial
 
-BUSY_TIMEOUT_SECONDS = 60
+    from lorasweep.search.samplers import Proposals
+
 NEEDED_FOR_IMPORTANCES = 8  # complete trials below which a variance decomposition says nothing
+
+# Attributes of the study and of its trials; each holds one JSON text, so that it is written whole or not at all.
+ABOUT, SECONDS = "lorasweep", "lorasweep.seconds"
+PARAMS, RUN_ID, RECORD = "params", "run_id", "record"
 
 
 @dataclass(frozen=True)
@@ -43,12 +45,16 @@ class Asked:
 
 
 class SweepStudy:
-    """A study in storage. One process works on it at a time; every method sees what earlier ones stored."""
+    """A study in storage. One process works on it at a time; every method sees what earlier ones stored.
 
-    def __init__(self, folders: Folders, study: optuna.Study, config: Config, space: Space):
-        self.folders, self.config, self.space = folders, config, space
-        self._study = study
-        self._storage = study._storage  # the public Study has no way to re-attach to its storage
+    Every method raises StorageError where the database cannot be read or written.
+    """
+
+    def __init__(self, folders: Folders, study: optuna.Study, about: dict[str, Any]):
+        """`about`: identity, overrides, sweep_file and config as JSON types."""
+        self.folders, self._study, self._about = folders, study, about
+        self._storage = study._storage  # Optuna's own handle: the public Study writes no attribute of a trial
+        self._ids: dict[int, int] = {}  # trial number -> id in the storage
 
     # -- opening ----------------------------------------------------------------------------------------------------
 
@@ -57,42 +63,47 @@ class SweepStudy:
         cls,
         folders: Folders,
         config: Config,
-        space: Space,
+        space: Space | None,
         identity: dict[str, Any],
         overrides: list[str],
-        sweep_file: str | None,
+        *,
+        sweep_file: str | None = None,
     ) -> SweepStudy:
-        """Create the study of `config.sweep.name`, or continue it.
+        """Create the study of `config.sweep.name`, or continue it with the budget and launcher of `config`.
 
-        `identity` is what makes the sweep itself (space, objective, data, base, …) as JSON types; the budget and the
-        launcher are no part of it, so larger budgets are adopted.
+        `space` None: a study of single trials, which `ask_fixed` alone fills. `identity` is what makes the sweep
+        itself (space, objective, data, base, …) as JSON types; budget and launcher are no part of it.
 
         Raises:
             UsageError: a study of this name exists and is another sweep; says what differs.
-            ConfigError: an enqueued point outside the space, a grid without steps.
+            ConfigError: an enqueued point outside the space, a sampler that cannot draw from it.
         """
         import optuna
 
+        from lorasweep.search.samplers import Proposals
+
         name = config.sweep.name
-        for index, point in enumerate(config.sweep.enqueue):
-            space.check_point(point, f"`sweep.enqueue` point {index}")
-        make_sampler(config.sampler, space, 0)  # a grid without steps shows here
-        storage = _storage(folders, create=True)
-        with _readable_errors(folders):
-            if name in _names(storage):
-                study = optuna.load_study(study_name=name, storage=storage)
-                _compare(name, json.loads(study.user_attrs["identity"]), identity)
-                study.set_user_attr("config", json.dumps(asdict(config)))
-                return cls(folders, study, config, space)
+        proposals = Proposals(config, space) if space is not None else None
+        about = {
+            "identity": json.loads(json.dumps(identity)),
+            "overrides": list(overrides),
+            "sweep_file": sweep_file,
+            "config": asdict(config),
+        }
+        with readable_errors(folders):
             study = optuna.create_study(
-                study_name=name, storage=storage, direction=config.sweep.objective.direction, sampler=None
+                study_name=name,
+                storage=open_storage(folders, create=True),
+                direction=config.sweep.objective.direction,
+                load_if_exists=True,
             )
-            study.set_user_attr("identity", json.dumps(identity))
-            study.set_user_attr("overrides", json.dumps(overrides))
-            study.set_user_attr("sweep_file", sweep_file)
-            study.set_user_attr("seconds", 0.0)
-            study.set_user_attr("config", json.dumps(asdict(config)))
-            return cls(folders, study, config, space)
+            stored = study.user_attrs.get(ABOUT)  # None: new, or its maker died before it could say what it is
+            if stored is not None:
+                check_same(name, json.loads(stored)["identity"], about["identity"])
+            study.set_user_attr(ABOUT, json.dumps(about))
+        opened = cls(folders, study, about)
+        opened.config, opened.space, opened.proposals = config, space, proposals
+        return opened
 
     @classmethod
     def load(cls, folders: Folders, name: str) -> SweepStudy:
@@ -103,22 +114,23 @@ class SweepStudy:
         """
         import optuna
 
-        names = cls.names(folders)
-        if name not in names:
-            hint = nearest(name, names) if names else "no sweep was ever started there"
-            raise UsageError(f"there is no sweep {name!r} in {folders.tracking}; {hint}")
-        with _readable_errors(folders):
-            study = optuna.load_study(study_name=name, storage=_storage(folders))
-            config = compose.from_json(json.loads(study.user_attrs["config"]))
-        return cls(folders, study, config, parse_space(config.sweep.space, allow_empty=True))
+        if not folders.study_db.is_file():
+            raise UsageError(f"there is no sweep {name!r} in {folders.tracking}: no sweep was ever started there")
+        with readable_errors(folders):
+            storage = open_storage(folders)
+            names = study_names(storage, ABOUT)
+            if name not in names:
+                raise UsageError(f"there is no sweep {name!r} in {folders.tracking}; {nearest(name, names)}")
+            study = optuna.load_study(study_name=name, storage=storage)
+            return cls(folders, study, json.loads(study.user_attrs[ABOUT]))
 
     @staticmethod
     def names(folders: Folders) -> list[str]:
         """Names of all studies, newest first; empty where no sweep was ever started."""
-        if not folders.study_db.exists():
+        if not folders.study_db.is_file():
             return []
-        with _readable_errors(folders):
-            return _names(_storage(folders))
+        with readable_errors(folders):
+            return study_names(open_storage(folders), ABOUT)
 
     # -- what it is -------------------------------------------------------------------------------------------------
 
@@ -130,52 +142,74 @@ class SweepStudy:
     @property
     def metric(self) -> str:
         """The objective's metric, as it is logged."""
-        return self.config.sweep.objective.metric
+        return str(self._about["config"]["sweep"]["objective"]["metric"])
 
     @property
     def direction(self) -> str:
         """maximize or minimize."""
-        return self.config.sweep.objective.direction
+        return str(self._about["config"]["sweep"]["objective"]["direction"])
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What makes the sweep itself, as it was first given."""
+        return dict(self._about["identity"])
 
     @property
     def overrides(self) -> list[str]:
-        """The overrides it was started with."""
-        return list(json.loads(self._study.user_attrs["overrides"]))
+        """The overrides it was last started with."""
+        return list(self._about["overrides"])
 
     @property
     def sweep_file(self) -> str | None:
         """Name of its file in sweeps/; None for the study of single trials."""
-        return self._study.user_attrs["sweep_file"]
+        name = self._about["sweep_file"]
+        return None if name is None else str(name)
+
+    @cached_property
+    def config(self) -> Config:
+        """The config it was last started with."""
+        return compose.from_json(self._about["config"])
+
+    @cached_property
+    def space(self) -> Space | None:
+        """What varies; None for the study of single trials."""
+        sweep = self.config.sweep
+        return parse_space(sweep.space, self.config) if sweep.space or self.sweep_file else None
+
+    @cached_property
+    def proposals(self) -> Proposals | None:
+        """Who proposes points; None for the study of single trials."""
+        from lorasweep.search.samplers import Proposals
+
+        return Proposals(self.config, self.space) if self.space is not None else None
 
     # -- asking -----------------------------------------------------------------------------------------------------
 
     def ask(self) -> Asked | None:
-        """The next trial, or None once the budget of trials is spent."""
-        if self.remaining() <= 0:
+        """The next trial, or None once the budget of trials is spent or every point was tried."""
+        if self.space is None or self.proposals is None or self.remaining() <= 0:
             return None
-        number = len(self._asked())
-        self._study.sampler = make_sampler(self.config.sampler, self.space, number)
-        points = self.config.sweep.enqueue
-        queued = len(self._trials()) > number  # by a process that died before its ask
-        if number < len(points) and not queued:
-            stored = {d.key: d.stored(points[number][d.key]) for d in self.space.dimensions if d.key in points[number]}
-            self._study.enqueue_trial(stored)
-        trial = self._study.ask()
-        return self._note(trial.number, self.space.suggest(trial))
+        with readable_errors(self.folders):
+            self._study.sampler = self.proposals
+            trial = self._study.ask()
+            return self._note(trial.number, trial._trial_id, self.space.suggest(trial))
 
     def ask_fixed(self, params: dict[str, Any]) -> Asked:
         """A trial at this very point, beyond any budget: for single trials."""
-        return self._note(self._study.ask().number, params)
+        with readable_errors(self.folders):
+            trial = self._study.ask()
+            return self._note(trial.number, trial._trial_id, params)
 
-    def _note(self, number: int, params: dict[str, Any]) -> Asked:
-        self._set(number, "params", params)
+    def _note(self, number: int, trial_id: int, params: dict[str, Any]) -> Asked:
+        self._ids[number] = trial_id
+        self._storage.set_trial_user_attr(trial_id, PARAMS, json.dumps(params))
         return Asked(number, params)
 
     def interrupted(self) -> list[Asked]:
         """Trials that a dead process left RUNNING, oldest first.
 
-        One that died between its ask and the note of its point is given its point now: the sampler depends on the
-        trial's number and history alone, so it is the point that it would have had.
+        One that died between its ask and the note of its point is given its point now: what was drawn is kept, the
+        rest comes from the same seed.
         """
         import optuna
 
@@ -183,11 +217,14 @@ class SweepStudy:
         for frozen in self._trials():
             if frozen.state != optuna.trial.TrialState.RUNNING:
                 continue
-            params = self._read(frozen, "params")
+            params = _read(frozen, PARAMS)
             if params is None:
-                self._study.sampler = make_sampler(self.config.sampler, self.space, frozen.number)
-                params = self.space.suggest(optuna.trial.Trial(self._study, frozen._trial_id))
-                self._set(frozen.number, "params", params)
+                with readable_errors(self.folders):
+                    params = {}
+                    if self.space is not None and self.proposals is not None:
+                        self._study.sampler = self.proposals
+                        params = self.space.suggest(optuna.trial.Trial(self._study, frozen._trial_id))
+                    self._note(frozen.number, frozen._trial_id, params)
             found.append(Asked(frozen.number, params))
         return found
 
@@ -195,74 +232,88 @@ class SweepStudy:
 
     def set_run(self, number: int, run_id: str) -> None:
         """Note the trial's MLflow run, so that a restart continues it."""
-        self._set(number, "run_id", run_id)
+        self._set(number, RUN_ID, run_id)
 
     def run_id(self, number: int) -> str | None:
         """The trial's MLflow run, None before it has one."""
-        return self._read(self._trials()[number], "run_id")
+        with readable_errors(self.folders):
+            return _read(self._storage.get_trial(self._id(number)), RUN_ID)
 
     def complete(self, number: int, value: float, record: TrialRecord) -> None:
         """Tell a finished trial.
 
         Raises:
-            TrialFailed: the value is not finite; nothing was told.
+            TrialFailed: the value is not finite (Optuna would count inf as a result); nothing was told.
+            StorageError: the trial has ended already; its first result stays.
         """
         if not math.isfinite(value):
             raise TrialFailed("diverged", f"trial {number}: {self.metric} is {value}; a value must be finite")
-        self._tell(number, record, value, "COMPLETE")
+        self._tell(number, record, "COMPLETE", value)
 
     def prune(self, number: int, value: float, record: TrialRecord) -> None:
-        """Tell a trial that was stopped early, with its last value."""
-        self._tell(number, record, value, "PRUNED")
+        """Tell a trial that was stopped early, with its last value at `record.samples`.
+
+        Raises:
+            TrialFailed, StorageError: as `complete`.
+        """
+        if not math.isfinite(value):
+            raise TrialFailed("diverged", f"trial {number}: {self.metric} is {value}; a value must be finite")
+        with readable_errors(self.folders):
+            self._storage.set_trial_intermediate_value(self._id(number), record.samples, value)
+        self._tell(number, record, "PRUNED", None)
 
     def fail(self, number: int, record: TrialRecord) -> None:
-        """Tell a failed trial; `record.reason` says why."""
-        self._tell(number, record, None, "FAIL")
+        """Tell a failed trial; `record.reason` says why.
 
-    def _tell(self, number: int, record: TrialRecord, value: float | None, state: str) -> None:
+        Raises:
+            StorageError: the trial has ended already; its first result stays.
+        """
+        self._tell(number, record, "FAIL", None)
+
+    def _tell(self, number: int, record: TrialRecord, state: str, value: float | None) -> None:
         import optuna
 
-        self._set(number, "record", record.to_json())
-        told = {"values": value} if value is not None and state == "COMPLETE" else {}
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            self._study.tell(number, state=optuna.trial.TrialState[state], **told)
+        # the record first: a kill in between leaves the trial RUNNING, and it is trained again
+        self._set(number, RECORD, record.to_json())
+        with readable_errors(self.folders):
+            if self.proposals is not None:
+                self._study.sampler = self.proposals
+            self._study.tell(number, values=value, state=optuna.trial.TrialState[state])
 
     # -- reading ----------------------------------------------------------------------------------------------------
 
     def records(self) -> list[TrialRecord]:
         """Every trial ever asked for, by number; from one read of the storage."""
-        return [self._record(frozen) for frozen in self._asked()]
+        return [self._record(frozen) for frozen in self._trials()]
 
     def _record(self, frozen: FrozenTrial) -> TrialRecord:
-        stored = self._read(frozen, "record")
-        if stored is not None and frozen.state.is_finished():
-            return TrialRecord.from_json(stored)
-        params = self._read(frozen, "params") or dict(frozen.params)
-        return TrialRecord(
-            frozen.number, TrialState.RUNNING, params=params, run_id=self._read(frozen, "run_id") or ""
-        )
+        run_id = _read(frozen, RUN_ID) or ""
+        if not frozen.state.is_finished():
+            params = _read(frozen, PARAMS) or {}
+            return TrialRecord(frozen.number, TrialState.RUNNING, params=params, run_id=run_id)
+        stored = _read(frozen, RECORD)
+        if stored is None:
+            raise StorageError(
+                f"trial {frozen.number} of sweep {self.name!r} has ended without a record: something else wrote to "
+                f"{self.folders.study_db}; restore it from a backup, or start the sweep under another sweep.name"
+            )
+        return TrialRecord.from_json(stored)
 
     def counts(self) -> dict[str, int]:
-        """State -> number of trials; states without a trial are left out."""
-        found: dict[str, int] = {}
-        for record in self.records():
-            found[str(record.state)] = found.get(str(record.state), 0) + 1
-        return found
+        """State -> number of trials, every state by its name."""
+        states = [record.state for record in self.records()]
+        return {str(state): states.count(state) for state in TrialState}
 
     def budget(self) -> int:
         """Number of trials that the sweep may have in all."""
-        match self.config.sampler.kind:
-            case "list":
-                return len(self.config.sweep.enqueue)
-            case "grid":
-                return min(self.config.sweep.trials, grid_size(self.space))
-            case _:
-                return self.config.sweep.trials
+        trials, points = self.config.sweep.trials, self.proposals.points if self.proposals else None
+        if points is None:
+            return trials
+        return points if self.config.sampler.kind == "list" else min(trials, points)
 
     def remaining(self) -> int:
         """Trials that may still be asked for."""
-        return max(0, self.budget() - len(self._asked()))
+        return max(0, self.budget() - len(self._trials())) if self.space is not None else 0
 
     def samples_seen(self) -> int:
         """Training rows seen by the trials that have ended."""
@@ -270,109 +321,56 @@ class SweepStudy:
 
     def add_seconds(self, seconds: float) -> None:
         """Count time spent on this sweep; adds up over restarts."""
-        self._study.set_user_attr("seconds", self.seconds() + seconds)
+        with readable_errors(self.folders):
+            self._study.set_user_attr(SECONDS, self.seconds() + seconds)
 
     def seconds(self) -> float:
         """Seconds of sweep so far."""
-        return float(self._study.user_attrs["seconds"])
+        with readable_errors(self.folders):
+            return float(self._study.user_attrs.get(SECONDS, 0.0))
 
     def importances(self) -> dict[str, float]:
         """Share of the objective's variance that each key explains (fANOVA); empty where too little is known."""
         import optuna
 
-        complete = [t for t in self._trials() if t.state == optuna.trial.TrialState.COMPLETE]
-        if len(complete) < NEEDED_FOR_IMPORTANCES or len({t.value for t in complete}) < 2:
+        complete = [frozen for frozen in self._trials() if frozen.state == optuna.trial.TrialState.COMPLETE]
+        if len(complete) < NEEDED_FOR_IMPORTANCES or len({frozen.value for frozen in complete}) < 2:
             return {}
-        if not set.intersection(*(set(trial.params) for trial in complete)):
+        if not set.intersection(*(set(frozen.params) for frozen in complete)):
             return {}
         evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
         shares = optuna.importance.get_param_importances(self._study, evaluator=evaluator)
         return {key: float(share) for key, share in shares.items()}
 
-    def _asked(self) -> list[FrozenTrial]:
-        """Trials that were asked for; one that is merely queued (WAITING) is none yet."""
-        import optuna
-
-        return [frozen for frozen in self._trials() if frozen.state != optuna.trial.TrialState.WAITING]
-
     def _trials(self) -> list[FrozenTrial]:
-        with _readable_errors(self.folders):
-            return self._study.get_trials(deepcopy=False)
+        with readable_errors(self.folders):
+            trials = self._study.get_trials(deepcopy=False)
+        self._ids.update((frozen.number, frozen._trial_id) for frozen in trials)
+        return trials
+
+    def _id(self, number: int) -> int:
+        if number not in self._ids:
+            self._trials()
+        if number not in self._ids:
+            raise StorageError(f"sweep {self.name!r} has no trial {number}; it has {len(self._ids)}")
+        return self._ids[number]
 
     def _set(self, number: int, key: str, value: Any) -> None:
-        with _readable_errors(self.folders):
-            self._storage.set_trial_user_attr(self._trials()[number]._trial_id, key, json.dumps(value))
+        from optuna.exceptions import UpdateFinishedTrialError
 
-    @staticmethod
-    def _read(frozen: FrozenTrial, key: str) -> Any:
-        text = frozen.user_attrs.get(key)
-        return None if text is None else json.loads(text)
-
-
-# -- storage --------------------------------------------------------------------------------------------------------
-
-
-def _storage(folders: Folders, create: bool = False) -> RDBStorage:
-    """The sqlite storage. The write-ahead log survives a kill and lets readers in beside the writer."""
-    import optuna
-    from sqlalchemy import event
-    from sqlalchemy.engine import Engine
-
-    optuna.logging.set_verbosity(logging.WARNING)
-    if create:
-        folders.own.mkdir(parents=True, exist_ok=True)
-
-    def use_wal(connection: Any, _: Any) -> None:
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA synchronous=NORMAL")
-
-    url = f"sqlite:///{folders.study_db}"
-    event.listen(Engine, "connect", use_wal)
-    try:
-        with _readable_errors(folders):
-            return optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": {"timeout": BUSY_TIMEOUT_SECONDS}})
-    finally:
-        event.remove(Engine, "connect", use_wal)
+        with readable_errors(self.folders):
+            try:
+                self._storage.set_trial_user_attr(self._id(number), key, json.dumps(value))
+            except UpdateFinishedTrialError:
+                raise StorageError(
+                    f"trial {number} of sweep {self.name!r} has ended already; its first result stays. Is another process "
+                    "working on this sweep?"
+                ) from None
 
 
-def _names(storage: RDBStorage) -> list[str]:
-    return [study.study_name for study in reversed(storage.get_all_studies())]
+def _read(frozen: FrozenTrial, key: str) -> Any:
+    text = frozen.user_attrs.get(key)
+    return None if text is None else json.loads(text)
 
 
-@contextmanager
-def _readable_errors(folders: Folders) -> Iterator[None]:
-    from optuna.exceptions import StorageInternalError
-    from sqlalchemy.exc import SQLAlchemyError
-
-    try:
-        yield
-    except (StorageInternalError, SQLAlchemyError) as error:
-        first = str(error.__cause__ or error).splitlines()[0]
-        raise StorageError(
-            f"the study database {folders.study_db} cannot be used: {first}. `lorasweep doctor` looks closer; what it "
-            "holds is untouched"
-        ) from error
-
-
-def _compare(name: str, was: dict[str, Any], now: dict[str, Any]) -> None:
-    """Refuse to continue a sweep as another one."""
-    before, after = _flat(was), _flat(now)
-    changed = [key for key in sorted({*before, *after}) if before.get(key) != after.get(key)]
-    if changed:
-        lines = "\n".join(f"  {key}: {before.get(key)!r} -> {after.get(key)!r}" for key in changed[:12])
-        raise UsageError(
-            f"sweep {name!r} was started as another sweep (was -> now):\n{lines}\n`lorasweep resume {name}` continues it "
-            "as it was; sweep.name=NEW starts another one beside it"
-        )
-
-
-def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(node, dict) and node:
-        flat: dict[str, Any] = {}
-        for key, value in node.items():
-            flat |= _flat(value, f"{prefix}.{key}" if prefix else str(key))
-        return flat
-    return {prefix: node}
-
-
-__all__ = ["Asked", "ConfigError", "SweepStudy"]
+__all__ = ["Asked", "SweepStudy"]

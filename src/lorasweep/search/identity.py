@@ -1,0 +1,72 @@
+"""Whether a sweep that is continued is still the same one. Pure. Neighbour: `study`, which refuses otherwise.
+
+Optuna itself would go on with a changed range or an opposite direction and mix two searches in one table.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from lorasweep.config.explain import keys
+from lorasweep.config.schema import Config
+from lorasweep.errors import UsageError
+
+SHOWN = 12  # differences in a message
+
+
+def check_same(name: str, was: dict[str, Any], now: dict[str, Any]) -> None:
+    """Compare two identities, both of JSON types.
+
+    Raises:
+        UsageError: what differs, key by key.
+    """
+    changed = differences(was, now)
+    if not changed:
+        return
+    lines = [f"  {key}: {_show(before)} -> {_show(after)}" for key, before, after in changed[:SHOWN]]
+    if len(changed) > SHOWN:
+        lines.append(f"  … and {len(changed) - SHOWN} more")
+    raise UsageError(
+        f"sweep {name!r} was started as another sweep (was -> now):\n"
+        + "\n".join(lines)
+        + f"\n`lorasweep resume {name}` continues it as it was; sweep.name=NEW starts another one beside it"
+    )
+
+
+def differences(was: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+    """(dotted key, before, after) of what differs; one marker stands for a key that one of them lacks.
+
+    A setting that a newer lorasweep added, at its default, is no difference: sweeps stay resumable over upgrades.
+    """
+    before, after = _flat(was), _flat(now)
+    changed = []
+    for key in sorted({*before, *after}):
+        old, new = before.get(key, _ABSENT), after.get(key, _ABSENT)
+        if old is _ABSENT and key in keys() and new == _flat(asdict(Config())).get(key, _ABSENT):
+            continue
+        if old != new:
+            changed.append((key, old, new))
+    return changed
+
+
+class _Absent:
+    def __repr__(self) -> str:
+        return "not set"
+
+
+_ABSENT = _Absent()
+
+
+def _show(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:99]}…"
+
+
+def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(node, dict) and node:
+        flat: dict[str, Any] = {}
+        for key, value in node.items():
+            flat |= _flat(value, f"{prefix}.{key}" if prefix else str(key))
+        return flat
+    return {prefix: node}
