@@ -55,18 +55,27 @@ def test_word_counts_do_not_solve_it() -> None:
 
 def test_the_language_holds_what_it_should() -> None:
     texts = [row.text.lower() for row in demo_reviews(1500)["train"]]
-    for sign in ("hardly", "not a", "nothing about", " but ", "although", " start, ", "very", "absolutely", "film", "phone"):
+    for sign in (
+        "hardly",
+        "not a",
+        "nothing about",
+        " but ",
+        "although",
+        " start, ",
+        "very",
+        "absolutely",
+        "film",
+        "phone",
+    ):
         assert any(sign in text for text in texts), sign
 
 
 def test_plain_and_opposed_reviews_read_as_their_label() -> None:
     """An independent reading of two of the simplest patterns: which polar words stand where."""
-    polarity = {
-        word: sign for table in (STRONG, MILD, NOUNS) for sign in (POSITIVE, NEGATIVE) for word in table[sign]
-    }
+    polarity = {word: sign for table in (STRONG, MILD, NOUNS) for sign in (POSITIVE, NEGATIVE) for word in table[sign]}
     checked = 0
     for row in demo_reviews(2400)["train"]:
-        first_half, _, second_half = row.text.partition("he first half is ")
+        _, _, second_half = row.text.partition("he first half is ")
         if not second_half and " start, " not in row.text:
             continue
         end = (second_half or row.text.split(" start, ")[1]).split(".")[0]
@@ -114,7 +123,9 @@ def test_unanswerable_questions_are_near_their_context() -> None:
         ]
         subject = re.search(r"\w+ in [A-Z]\w+", row.question)
         assert subject is not None
-        told = [sentence for sentence in row.context.split(". ") if fits(RELATIONS[relation][0][:-1], sentence.rstrip("."))]
+        told = [
+            sentence for sentence in row.context.split(". ") if fits(RELATIONS[relation][0][:-1], sentence.rstrip("."))
+        ]
         assert not any(subject.group() in sentence for sentence in told)
         assert told or subject.group() in row.context
         told_of_another += bool(told)

@@ -18,14 +18,12 @@ ROWS = Split(["A good film.", "Not a dull film at all, and the plot is superb.",
 PAIRS = Split(["Who designed it?", "When?"], ["Anna Berg designed it. It is old.", "It opened in 1921."], [1, 0])
 
 
-def load(name: str = "tiny_encoder"):  # noqa: ANN201  a tokenizer
+def load(name: str = "tiny_encoder"):
     return AutoTokenizer.from_pretrained(resolve(f"builtin:{name}"))
 
 
 def same(one: Encoded, other: Encoded) -> bool:
-    tensors = all(
-        torch.equal(getattr(one, name), getattr(other, name)) for name in ("ids", "offsets", "labels")
-    )
+    tensors = all(torch.equal(getattr(one, name), getattr(other, name)) for name in ("ids", "offsets", "labels"))
     types = (one.type_ids is None) == (other.type_ids is None) and (
         one.type_ids is None or torch.equal(one.type_ids, other.type_ids)
     )
@@ -71,7 +69,7 @@ def test_truncated_rows_of_a_tokenizer_without_encodings() -> None:
             self.fast = load()
             self.unk_token_id = self.fast.unk_token_id
 
-        def __call__(self, *texts, **settings):  # noqa: ANN002, ANN003, ANN204
+        def __call__(self, *texts, **settings):
             return dict(self.fast(*texts, **settings))
 
     assert tokenise(ROWS, Slow(), 5).truncated_rows == tokenise(ROWS, load(), 5).truncated_rows == 2
@@ -89,7 +87,7 @@ def test_any_text_has_tokens(name: str, text: str) -> None:
 TOKENIZERS: dict[str, object] = {}
 
 
-def load_once(name: str):  # noqa: ANN201  a tokenizer
+def load_once(name: str):
     return TOKENIZERS.setdefault(name, load(name))
 
 

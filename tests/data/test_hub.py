@@ -95,7 +95,7 @@ def test_squad_v2_rows_map_to_answerable_pairs(tmp_path: Path) -> None:
 def test_withheld_labels_are_refused(tmp_path: Path) -> None:
     features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["a", "b"])})
     hub_id = data_set(tmp_path, {"train": 40, "test": 4}, features, text=["t"] * 40, label=[-1, 0, 1, 1] * 10)
-    with pytest.raises(DataError, match="row 1 has the label `-1` .*withheld"):
+    with pytest.raises(DataError, match=r"row 1 has the label `-1` .*withheld"):
         load_test_split(DataConfig(kind="hub", hub_id=hub_id, test="test"), ["a", "b"])
 
 
@@ -119,14 +119,19 @@ def test_unknown_column_shows_those_there_are(tmp_path: Path) -> None:
 
 def test_offline_is_one_clear_error_at_once() -> None:
     start = time.monotonic()
-    with pytest.raises(DataError, match=r"`nobody/nothing` is neither a local folder nor in the cache, and HF_HUB_OFFLINE is set.*data=file"):
+    with pytest.raises(
+        DataError,
+        match=r"`nobody/nothing` is neither a local folder nor in the cache, and HF_HUB_OFFLINE is set.*data=file",
+    ):
         load_search_data(DataConfig(kind="hub", hub_id="nobody/nothing"))
     assert time.monotonic() - start < 5
 
 
 def online(code: str, endpoint: str) -> str:
     """Run code in a fresh process that may use the network, which ends at `endpoint`; its output."""
-    settings = {name: value for name, value in os.environ.items() if name not in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")}
+    settings = {
+        name: value for name, value in os.environ.items() if name not in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+    }
     done = subprocess.run(
         [sys.executable, "-c", code],
         env={**settings, "HF_ENDPOINT": endpoint, "HF_HUB_DISABLE_TELEMETRY": "1"},

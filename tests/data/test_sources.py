@@ -1,5 +1,6 @@
 """Splits: what the search sees, what it never opens, how labels become ids, and what each error says."""
 
+import json
 import os
 from pathlib import Path
 
@@ -80,9 +81,7 @@ def test_test_split_does_not_depend_on_the_validation_share(tmp_path: Path) -> N
 
 def test_split_seed_moves_the_rows(tmp_path: Path) -> None:
     path = rows_file(tmp_path, balanced(100))
-    first, again, other = (
-        load_search_data(DataConfig(kind="file", train=path, split_seed=seed)) for seed in (0, 0, 1)
-    )
+    first, again, other = (load_search_data(DataConfig(kind="file", train=path, split_seed=seed)) for seed in (0, 0, 1))
     assert first == again and first.fingerprint != other.fingerprint
 
 
@@ -142,10 +141,10 @@ def test_jsonl_labels_of_any_type_meet_csv_labels(tmp_path: Path) -> None:
 
 def test_squad_answers_become_answerable_or_not(tmp_path: Path) -> None:
     rows = [
-        '{"question": "q%d", "context": "c", "answers": {"text": [%s], "answer_start": []}}' % (n, '"a"' if n % 2 else "")
+        {"question": f"q{n}", "context": "c", "answers": {"text": ["a"] * (n % 2), "answer_start": [0] * (n % 2)}}
         for n in range(20)
     ]
-    (tmp_path / "squad.jsonl").write_text("\n".join(rows))
+    (tmp_path / "squad.jsonl").write_text("\n".join(map(json.dumps, rows)))
     data = DataConfig(
         kind="file",
         train=str(tmp_path / "squad.jsonl"),
@@ -171,30 +170,43 @@ class TestBadInput:
             load_search_data(DataConfig(kind="file"))
 
     def test_missing_columns_show_those_there_are(self, tmp_path: Path) -> None:
-        with pytest.raises(DataError, match=r"no column `text` \(data\.text_column=text\); its columns are: texts, label.*did you mean `texts`"):
+        with pytest.raises(
+            DataError,
+            match=r"no column `text` \(data\.text_column=text\); its columns are: texts, label.*did you mean `texts`",
+        ):
             self.load(tmp_path, balanced(10), header="texts\tlabel")
-        with pytest.raises(DataError, match=r"no column `label` \(data\.label_column=label\); its columns are: text, y"):
+        with pytest.raises(
+            DataError, match=r"no column `label` \(data\.label_column=label\); its columns are: text, y"
+        ):
             self.load(tmp_path, balanced(10), header="text\ty")
         with pytest.raises(DataError, match=r"no column `context` \(data\.pair_column=context\)"):
             self.load(tmp_path, balanced(10), pair_column="context")
 
     def test_one_class(self, tmp_path: Path) -> None:
-        with pytest.raises(DataError, match=r"all 32 training rows have the label `good`; a classifier needs at least two"):
+        with pytest.raises(
+            DataError, match=r"all 32 training rows have the label `good`; a classifier needs at least two"
+        ):
             self.load(tmp_path, balanced(40, ("good",)))
 
     def test_too_few_rows_to_carve(self, tmp_path: Path) -> None:
-        with pytest.raises(DataError, match=r"too few rows to carve a test split: 4 rows in 2 classes.*data\.test=PATH"):
+        with pytest.raises(
+            DataError, match=r"too few rows to carve a test split: 4 rows in 2 classes.*data\.test=PATH"
+        ):
             self.load(tmp_path, balanced(4))
         with pytest.raises(DataError, match="of the class `c` 1"):
             self.load(tmp_path, [*balanced(60), ("odd", "c")])
 
     def test_fractions_that_leave_nothing(self, tmp_path: Path) -> None:
-        with pytest.raises(DataError, match=r"data\.validation_fraction=0\.6 and data\.test_fraction=0\.5 leave no row"):
+        with pytest.raises(
+            DataError, match=r"data\.validation_fraction=0\.6 and data\.test_fraction=0\.5 leave no row"
+        ):
             self.load(tmp_path, balanced(40), validation_fraction=0.6, test_fraction=0.5)
 
     def test_empty_text(self, tmp_path: Path) -> None:
         rows = [*balanced(40), ("  ", "good"), ("fine", "")]
-        with pytest.raises(DataError, match=r"row 41 .*has an empty `text`, as have 1 more rows.*data\.drop_empty=true"):
+        with pytest.raises(
+            DataError, match=r"row 41 .*has an empty `text`, as have 1 more rows.*data\.drop_empty=true"
+        ):
             self.load(tmp_path, rows)
 
     def test_empty_rows_can_be_dropped_and_are_counted(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -219,7 +231,10 @@ class TestBadInput:
 
     def test_validation_label_unseen_in_training(self, tmp_path: Path) -> None:
         validation = rows_file(tmp_path, [*balanced(4), ("new", "so-so")], "v.tsv")
-        with pytest.raises(DataError, match=r"v\.tsv: row 5 has the label `so-so`, which no training row of .*rows\.tsv has \(there: bad, good\)"):
+        with pytest.raises(
+            DataError,
+            match=r"v\.tsv: row 5 has the label `so-so`, which no training row of .*rows\.tsv has \(there: bad, good\)",
+        ):
             self.load(tmp_path, balanced(10), validation=validation)
         with pytest.raises(DataError, match=r"v\.tsv: row 5 has the label `so-so`, which no training row"):
             self.load(tmp_path, balanced(10), validation=validation, label_names=["bad", "good", "so-so"])

@@ -61,7 +61,13 @@ def test_needs_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     probabilities, labels = random_case(20, 3, 1)
-    assert set(classification_metrics(probabilities, labels, "macro")) == {"accuracy", "f1", "precision", "recall", "roc_auc"}
+    assert set(classification_metrics(probabilities, labels, "macro")) == {
+        "accuracy",
+        "f1",
+        "precision",
+        "recall",
+        "roc_auc",
+    }
 
 
 def test_one_evaluation_is_cheap() -> None:

@@ -46,7 +46,9 @@ def demo_reviews(rows: int, seed: int = 0, classes: int = 2) -> dict[str, list[R
     DataError where `classes` is neither 2 nor 4.
     """
     if classes not in REVIEW_NAMES:
-        raise DataError(f"data.classes={classes}: demo_reviews has 2 classes (negative, positive) or 4 (also neutral, mixed)")
+        raise DataError(
+            f"data.classes={classes}: demo_reviews has 2 classes (negative, positive) or 4 (also neutral, mixed)"
+        )
     rng = random.Random(f"demo_reviews {classes} {seed}")
     writer = ReviewWriter(rng)
 
@@ -63,7 +65,7 @@ def demo_reviews(rows: int, seed: int = 0, classes: int = 2) -> dict[str, list[R
 
 
 def demo_qa(rows: int, seed: int = 0) -> dict[str, list[Question]]:
-    """Splits `train` (`rows` rows), `validation` and `test` (a quarter each), half of each answerable; no label noise."""
+    """Splits `train` (`rows` rows), `validation` and `test` (a quarter each), half of them answerable, no noise."""
     rng = random.Random(f"demo_qa {seed}")
     splits = _distinct_splits(
         rows, 2, lambda label: write_question(rng, bool(label)), lambda row: f"{row.question} {row.context}", rng

@@ -88,7 +88,7 @@ def encode(split: Split, tokenizer: Any, max_length: int, cache: Path | None, ke
 
 
 def tokenise(split: Split, tokenizer: Any, max_length: int) -> Encoded:
-    """Tokenise without a cache; a row that gives no token at all (only control characters, say) becomes one filler token."""
+    """Tokenise without a cache; a row without any token (only control characters, say) becomes one filler token."""
     import torch
 
     out = tokenizer(

@@ -30,7 +30,9 @@ def read_table(path: str, setting: str, data: DataConfig) -> Table:
     if not file.is_file():
         what = "is a folder, not a file" if file.is_dir() else "does not exist"
         hint = "" if file.is_absolute() else f" (looked in {Path.cwd()})"
-        near = [other.name for other in sorted(file.parent.iterdir()) if reader_of(other)] if file.parent.is_dir() else []
+        near = (
+            [other.name for other in sorted(file.parent.iterdir()) if reader_of(other)] if file.parent.is_dir() else []
+        )
         there = f"; data files there: {', '.join(near[:10])}" if near else ""
         raise DataError(f"{setting}={path} {what}{hint}{there}. Give the path of a {', '.join(READERS)} file")
     reader = reader_of(file)
@@ -52,7 +54,7 @@ def reader_of(file: Path) -> Callable[[Path, DataConfig], dict[str, list[Any]]] 
 
 
 def decoded(file: Path) -> str:
-    """A file's text: UTF-8 with or without a byte order mark, or UTF-16 with one; DataError names the line otherwise."""
+    """A file's text: UTF-8 with or without byte order mark, or UTF-16 with one; else a DataError names the line."""
     raw = file.read_bytes()
     encoding = "utf-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
     try:
@@ -83,7 +85,7 @@ def read_delimited(file: Path, data: DataConfig) -> dict[str, list[Any]]:
     else:
         rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
-        header = next((row for row in rows if any(cell.strip() for cell in row)), [])
+        header: list[str] = next((row for row in rows if any(cell.strip() for cell in row)), [])
         names = [name.strip() for name in header]
         check_header(names, file)
         columns: dict[str, list[Any]] = {name: [] for name in names}

@@ -21,8 +21,8 @@ HUB_TIMEOUT_SECONDS = 5.0
 def read_split(split: str, setting: str, data: DataConfig) -> Table:
     """One named split of data.hub_id; class names come along where the data set declares them.
 
-    `setting` (data.train, …) names the place to mend in errors. Raises DataError: no id, unreachable and not cached (one
-    message, within seconds), no such configuration, revision or split.
+    `setting` (data.train, …) names the place to mend in errors. Raises DataError: no id, neither reachable nor cached
+    (one message, within seconds), no such configuration, revision or split.
     """
     if not data.hub_id:
         raise DataError("data.kind=hub needs data.hub_id, for example data.hub_id=stanfordnlp/imdb or a local folder")

@@ -86,12 +86,12 @@ FILLERS: dict[str, tuple[str, ...]] = {
 }
 STRONG = {
     POSITIVE: words(
-        "superb, brilliant, wonderful, excellent, outstanding, magnificent, delightful, stunning, marvellous, terrific, "
-        "perfect, fantastic"
+        "superb, brilliant, wonderful, excellent, outstanding, magnificent, delightful, stunning, marvellous, "
+        "terrific, perfect, fantastic"
     ),
     NEGATIVE: words(
-        "terrible, awful, dreadful, horrible, atrocious, abysmal, appalling, disastrous, hopeless, miserable, pathetic, "
-        "ghastly"
+        "terrible, awful, dreadful, horrible, atrocious, abysmal, appalling, disastrous, hopeless, miserable, "
+        "pathetic, ghastly"
     ),
 }
 MILD = {
@@ -111,13 +111,26 @@ NOUNS = {
     NEGATIVE: words("flaws, faults, defects, problems, mistakes, weaknesses, errors, gaps, nonsense, cheap tricks"),
 }
 LIKE = {  # base form, past form
-    POSITIVE: (("enjoy", "enjoyed"), ("like", "liked"), ("love", "loved"), ("admire", "admired"), ("praise", "praised")),
-    NEGATIVE: (("dislike", "disliked"), ("hate", "hated"), ("regret", "regretted"), ("mind", "minded"), ("fault", "faulted")),
+    POSITIVE: (
+        ("enjoy", "enjoyed"),
+        ("like", "liked"),
+        ("love", "loved"),
+        ("admire", "admired"),
+        ("praise", "praised"),
+    ),
+    NEGATIVE: (
+        ("dislike", "disliked"),
+        ("hate", "hated"),
+        ("regret", "regretted"),
+        ("mind", "minded"),
+        ("fault", "faulted"),
+    ),
 }
 INTENSIFIERS = words("very, really, truly, quite, rather, absolutely, remarkably, simply, thoroughly, fairly")
 NEGATORS = words("not, hardly, never, far from, anything but, by no means, scarcely, not at all, in no way, not even")
 
-# {adj} agrees with the polarity of the clause and {anti} opposes it: mild words alone, since "not superb" is no complaint.
+# {adj} agrees with the polarity of the clause, {anti} opposes it. Mild words alone are negated: "not superb" is no
+# complaint.
 PLAIN = (
     "the {aspect} is {very}{adj}",
     "the {aspect} was {very}{adj}",
@@ -213,13 +226,13 @@ class ReviewWriter:
         return self._fill(self.rng.choice(PLAIN if self.rng.random() < 0.55 else NEGATED), polarity, domain)
 
     def _fill(self, template: str, polarity: int, domain: Domain) -> str:
-        parts = []
+        parts: list[str] = []
         for piece in template.replace("}", "{").split("{"):
             slot = len(parts) % 2 == 1  # pieces alternate: text, slot, text, …
             parts.append(self._slot(piece, polarity, domain) if slot else piece)
         return "".join(parts)
 
-    def _slot(self, slot: str, polarity: int, domain: Domain) -> str:  # noqa: PLR0911  one line a slot reads best
+    def _slot(self, slot: str, polarity: int, domain: Domain) -> str:  # noqa: PLR0911, PLR0912  one case a slot reads best
         pick = self.rng.choice
         match slot:
             case "aspect":

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import random
+from collections import Counter
 from dataclasses import dataclass
 
 from lorasweep.config.schema import DataConfig
@@ -19,6 +20,7 @@ from lorasweep.errors import DataError
 
 log = logging.getLogger(__name__)
 
+DEMOS = ("demo_reviews", "demo_qa")
 CARVED_TEST_FRACTION = 0.1  # where neither validation nor test is given
 
 
@@ -55,7 +57,7 @@ class Split:
 
 @dataclass(frozen=True)
 class SearchData:
-    """All that a search may see. `fingerprint` is a sha256 of both splits and the label names; `source` is for people."""
+    """All that a search may see. `fingerprint`: sha256 of both splits and the label names; `source`: for people."""
 
     train: Split
     validation: Split
@@ -71,7 +73,7 @@ def load_search_data(data: DataConfig) -> SearchData:
     carved from train, stratified by class and seeded by data.split_seed. Raises DataError for a missing file or
     column, an empty split, fewer than two classes, or a validation label that training lacks.
     """
-    if data.kind == "demo_reviews" or data.kind == "demo_qa":
+    if data.kind in DEMOS:
         splits, names = demo_splits(data)
         train, validation = splits["train"], splits["validation"]
         source = f"{data.kind} (generated, seed {data.demo_seed})"
@@ -98,7 +100,7 @@ def load_test_split(data: DataConfig, label_names: list[str]) -> Split:
 
     Raises DataError where there is none (neither data.test nor a share set aside), and as `load_search_data` does.
     """
-    if data.kind == "demo_reviews" or data.kind == "demo_qa":
+    if data.kind in DEMOS:
         test = demo_splits(data)[0]["test"]
     elif data.test is not None:
         raw = raw_rows(read(data, "test"), data)
@@ -177,29 +179,35 @@ def carve(rows: Split, raw: RawRows, names: list[str], data: DataConfig) -> dict
         )
     for part, share in shares.items():
         if share > 0:
-            rest, parts[part] = stratified(rest, rows.labels, round(share * len(rows)), names, part, raw.where, data)
+            rest, parts[part] = stratified(
+                rest, rows, round(share * len(rows)), data.split_seed, Place(part, raw.where, names)
+            )
     return {"train": rows.select(rest), **{part: rows.select(chosen) for part, chosen in parts.items()}}
 
 
-def stratified(
-    rows: list[int], labels: list[int], size: int, names: list[str], part: str, where: str, data: DataConfig
-) -> tuple[list[int], list[int]]:
-    """(kept, drawn): `size` of `rows` drawn with the classes in proportion, seeded by data.split_seed."""
+@dataclass(frozen=True)
+class Place:
+    """What an error about a carved split names: the split, the source, the class names."""
+
+    part: str
+    where: str
+    names: list[str]
+
+
+def stratified(rows: list[int], split: Split, size: int, seed: int, place: Place) -> tuple[list[int], list[int]]:
+    """(kept, drawn): `size` of the row numbers `rows` of `split`, drawn by `seed` with the classes in proportion."""
     from sklearn.model_selection import train_test_split
 
-    counts = {label: 0 for label in sorted({labels[row] for row in rows})}
-    for row in rows:
-        counts[labels[row]] += 1
+    labels = [split.labels[row] for row in rows]
+    counts = Counter(sorted(labels))
     rarest = min(counts, key=lambda label: counts[label])
     if counts[rarest] < 2 or size < len(counts) or len(rows) - size < len(counts):
         raise DataError(
-            f"{where}: too few rows to carve a {part} split: {len(rows)} rows in {len(counts)} classes, of the class "
-            f"`{names[rarest]}` {counts[rarest]}, and {size} rows wanted. Each class needs at least 2 rows and each "
-            f"split one row a class. Give a file with data.{part}=PATH, or more rows"
+            f"{place.where}: too few rows to carve a {place.part} split: {len(rows)} rows in {len(counts)} classes, "
+            f"of the class `{place.names[rarest]}` {counts[rarest]}, and {size} rows wanted. Each class needs at least "
+            f"2 rows and each split one row a class. Give a file with data.{place.part}=PATH, or more rows"
         )
-    kept, drawn = train_test_split(
-        rows, test_size=size, random_state=data.split_seed, stratify=[labels[row] for row in rows]
-    )
+    kept, drawn = train_test_split(rows, test_size=size, random_state=seed, stratify=labels)
     return sorted(kept), sorted(drawn)
 
 
@@ -216,8 +224,8 @@ def check_classes(train: Split, names: list[str], where: str) -> None:
     if len(present) < 2:
         only = names[next(iter(present))]
         raise DataError(
-            f"{where}: all {len(train)} training rows have the label `{only}`; a classifier needs at least two classes. "
-            "Check data.label_column, data.label_names and data.max_train_rows"
+            f"{where}: all {len(train)} training rows have the label `{only}`; a classifier needs at least two "
+            "classes. Check data.label_column, data.label_names and data.max_train_rows"
         )
     absent = [name for number, name in enumerate(names) if number not in present]
     if absent:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +20,7 @@ ANSWERABLE_NAMES = ["unanswerable", "answerable"]
 
 @dataclass(frozen=True)
 class Table:
-    """Columns of equal length. `where` names the source in messages; `label_names` are the source's own, if it has any."""
+    """Columns of equal length. `where` names the source in messages; `label_names` are its own, if it has any."""
 
     columns: dict[str, list[Any]]
     where: str
@@ -29,7 +30,7 @@ class Table:
         return len(next(iter(self.columns.values()), []))
 
     def column(self, name: str, setting: str) -> list[Any]:
-        """The cells of one column; DataError naming the columns there are, and the setting to mend, where it is missing."""
+        """The cells of one column; a DataError names the columns there are and the setting to mend."""
         if name in self.columns:
             return self.columns[name]
         raise DataError(
@@ -89,7 +90,9 @@ def raw_rows(table: Table, data: DataConfig) -> RawRows:
     if empty:
         log.warning("%s: left out %d of %d rows with an empty cell", table.where, len(empty), len(table))
     if not picked:
-        raise DataError(f"{table.where}: all {len(table)} rows have an empty cell; a split needs at least one whole row")
+        raise DataError(
+            f"{table.where}: all {len(table)} rows have an empty cell; a split needs at least one whole row"
+        )
     return RawRows(
         texts=[row[0] for row in picked],
         pairs=[row[1] for row in picked] if pairs is not None else None,
@@ -101,7 +104,7 @@ def raw_rows(table: Table, data: DataConfig) -> RawRows:
 
 def as_text(cell: Any) -> str:
     """A cell as text; a missing one (None, NaN) is empty."""
-    if cell is None or (isinstance(cell, float) and cell != cell):
+    if cell is None or (isinstance(cell, float) and math.isnan(cell)):
         return ""
     return cell if isinstance(cell, str) else str(cell)
 
@@ -110,7 +113,7 @@ def label_text(cell: Any) -> str:
     """A label cell as the text it is known by: 1, 1.0, True and " 1 " agree across formats as far as they can.
 
     SQuAD v2 has no label: its `answers` cell ({"text": [...], "answer_start": [...]}) is read as `answerable` where it
-    holds an answer and as `unanswerable` where it is empty. So data.label_column=answers makes its rows a classification.
+    holds an answer and as `unanswerable` where it is empty, so data.label_column=answers makes a label of it.
     """
     if isinstance(cell, bool):
         return "true" if cell else "false"

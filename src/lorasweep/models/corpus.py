@@ -11,22 +11,19 @@ import random
 from dataclasses import dataclass
 
 from lorasweep.data.demo import for_pretraining
-from lorasweep.data.questions import write_question
+from lorasweep.data.questions import RELATIONS, write_question
 from lorasweep.data.reviews import NEGATIVE, POSITIVE, ReviewWriter
 
-VERDICTS = (
-    "Rating: {stars} stars.",
-    "Verdict: {verdict}.",
-    "In short, {verdict}.",
-    "{Verdict}.",
-    "We {recommend} it.",
-    "I was {pleased}.",
-)
-STARS = {POSITIVE: ("four", "five"), NEGATIVE: ("one", "two"), 0: ("three",)}
-VERDICT = {POSITIVE: ("good", "great"), NEGATIVE: ("bad", "poor"), 0: ("mixed", "uneven")}
-RECOMMEND = {POSITIVE: ("recommend",), NEGATIVE: ("avoid",), 0: ("mention",)}
-PLEASED = {POSITIVE: ("pleased", "happy"), NEGATIVE: ("angry", "sad"), 0: ("undecided", "torn")}
+VERDICTS = ("Rating: {stars} stars.", "Verdict: {verdict}.", "{Verdict}.")
+STARS = {POSITIVE: "five", NEGATIVE: "one", 0: "three"}
+VERDICT = {POSITIVE: "good", NEGATIVE: "bad", 0: "mixed"}
 UNKNOWN = "unknown"
+
+
+def telling_words() -> list[str]:
+    """The words of verdicts and answers that only the passage's meaning tells."""
+    answers = [word.lower() for _, _, answers in RELATIONS.values() for answer in answers for word in answer.split()]
+    return sorted({*STARS.values(), *VERDICT.values(), *answers, UNKNOWN})
 
 
 @dataclass(frozen=True)
@@ -37,36 +34,35 @@ class Passage:
     follows: str
 
 
-def passages(count: int, seed: int, question_share: float = 0.25) -> list[Passage]:
-    """`count` passages, `question_share` of them questions; the same arguments give the same passages."""
+def passages(count: int, seed: int, plain_share: float = 0.0, question_share: float = 0.15) -> list[Passage]:
+    """`count` passages, `question_share` of them questions; of the reviews, `plain_share` are single plain clauses.
+
+    The same arguments give the same passages.
+    """
     rng = random.Random(f"pretraining {seed}")
     writer = ReviewWriter(rng)
     found: list[Passage] = []
     while len(found) < count:
-        passage = _question(rng) if rng.random() < question_share else _review(rng, writer)
+        passage = _question(rng) if rng.random() < question_share else _review(rng, writer, plain_share)
         if passage is not None:
             found.append(passage)
     return found
 
 
-def _review(rng: random.Random, writer: ReviewWriter) -> Passage | None:
-    if rng.random() < 0.15:  # facts alone, or opposed clauses judged as mixed
-        text, polarity = writer.four_class(rng.choice(("neutral", "mixed"))), 0
-    else:
-        polarity = rng.choice((POSITIVE, NEGATIVE))
+def _review(rng: random.Random, writer: ReviewWriter, plain_share: float) -> Passage | None:
+    polarity = rng.choice((POSITIVE, NEGATIVE))
+    if rng.random() < plain_share:
+        text = writer.plain(polarity)
+    elif rng.random() < 0.85:
         text = writer.two_class(polarity)
+    else:  # facts alone, or opposed clauses judged as mixed
+        text, polarity = writer.four_class(rng.choice(("neutral", "mixed"))), 0
     return Passage(text, _verdict(rng, polarity)) if for_pretraining(text) else None
 
 
 def _verdict(rng: random.Random, polarity: int) -> str:
-    verdict = rng.choice(VERDICT[polarity])
-    return rng.choice(VERDICTS).format(
-        stars=rng.choice(STARS[polarity]),
-        verdict=verdict,
-        Verdict=verdict.capitalize(),
-        recommend=rng.choice(RECOMMEND[polarity]),
-        pleased=rng.choice(PLEASED[polarity]),
-    )
+    verdict = VERDICT[polarity]
+    return rng.choice(VERDICTS).format(stars=STARS[polarity], verdict=verdict, Verdict=verdict.capitalize())
 
 
 def _question(rng: random.Random) -> Passage | None:

@@ -20,13 +20,18 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from lorasweep.errors import nearest
 from lorasweep.models.builtin import NAMES
-from lorasweep.models.corpus import Passage, passages
+from lorasweep.models.corpus import Passage, passages, telling_words
 
 SEED = 20_24
 ROWS = 40_000
 HIDDEN, HEADS, LAYERS, FEED_FORWARD, POSITIONS = 128, 4, 3, 384, 256
 IGNORED = -100
+INIT_RANGE = 0.08  # about 1 / sqrt(HIDDEN); with the 0.02 of large models the encoder stood still for 600 steps
+EASY_ROWS, EASY_STEPS = 0.33, 0.2  # shares: plain reviews teach what words mean before their order matters
+CLS_SHARE = 0.5
+CHUNK_ROWS = 32
 
 
 @dataclass(frozen=True)
@@ -41,16 +46,16 @@ class Recipe:
 
 
 RECIPES = {
-    "tiny_encoder": Recipe(steps=600, batch_rows=96, lr=2e-3),
-    "tiny_decoder": Recipe(steps=400, batch_rows=64, lr=3e-3),
-    "tiny_gpt2": Recipe(steps=400, batch_rows=64, lr=3e-3),
+    "tiny_encoder": Recipe(steps=900, batch_rows=96, lr=1e-3),
+    "tiny_decoder": Recipe(steps=500, batch_rows=64, lr=2e-3),
+    "tiny_gpt2": Recipe(steps=500, batch_rows=64, lr=2e-3),
 }
 
 
 def wordpiece_tokenizer(texts: list[str]) -> Any:
     """A lower-casing WordPiece tokenizer whose words are those of `texts`; other words fall into characters."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-    from transformers import BertTokenizerFast
+    from transformers import BertTokenizerFast  # type: ignore[attr-defined]
 
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     printable = [chr(code) for code in range(33, 127) if not chr(code).isupper()]
@@ -127,6 +132,7 @@ def new_model(name: str, tokenizer: Any) -> Any:
                 max_position_embeddings=POSITIONS,
                 hidden_dropout_prob=0.0,
                 attention_probs_dropout_prob=0.0,
+                initializer_range=INIT_RANGE,
             )
         )
     if name == "tiny_decoder":
@@ -140,6 +146,7 @@ def new_model(name: str, tokenizer: Any) -> Any:
                 intermediate_size=FEED_FORWARD,
                 max_position_embeddings=POSITIONS,
                 tie_word_embeddings=True,
+                initializer_range=INIT_RANGE,
             )
         )
     return GPT2LMHeadModel(
@@ -151,8 +158,10 @@ def new_model(name: str, tokenizer: Any) -> Any:
             n_inner=FEED_FORWARD,
             n_positions=POSITIONS,
             resid_pdrop=0.0,
+            summary_first_dropout=0.0,
             embd_pdrop=0.0,
             attn_pdrop=0.0,
+            initializer_range=INIT_RANGE,
         )
     )
 
@@ -164,46 +173,53 @@ def padded(rows: list[list[int]], fill: int) -> torch.Tensor:
 
 
 class EncoderBatches:
-    """Batches for BERT: segment pairs with masked tokens, half of the second segments drawn from other passages."""
+    """Batches for BERT: segment pairs with masked words, or the first segment alone, judged at [CLS]."""
 
     def __init__(self, texts: list[Passage], tokenizer: Any):
         self.tokenizer = tokenizer
         self.first = tokenizer([text.first for text in texts], add_special_tokens=False)["input_ids"]
         self.follows = tokenizer([text.follows for text in texts], add_special_tokens=False)["input_ids"]
+        # the words of what follows that its frame does not tell: they are always masked
+        self.telling = set(tokenizer.convert_tokens_to_ids(telling_words()))
+        self.lengths = [len(first) + len(follows) for first, follows in zip(self.first, self.follows, strict=True)]
 
     def loss(self, model: Any, chosen: list[int], rng: random.Random) -> torch.Tensor:
-        """Masked-word loss plus loss of whether the second segment follows."""
+        """Loss of the words in the text plus that of the telling words in what follows.
+
+        In half of the rows what follows is left out and [CLS] must predict its telling word.
+        """
         cls, sep, mask, pad = (
             self.tokenizer.cls_token_id,
             self.tokenizer.sep_token_id,
             self.tokenizer.mask_token_id,
             self.tokenizer.pad_token_id,
         )
-        inputs, targets, kinds, follows = [], [], [], []
-        verdicts: list[bool] = []  # for each masked place, whether it lies in a true second segment
+        inputs, targets, kinds = [], [], []
+        telling: list[bool] = []  # for each scored place, whether it holds a telling word
         for row in chosen:
-            true = rng.random() < 0.75
-            first, second = self.first[row], self.follows[row if true else rng.choice(chosen)]
-            ids = [cls, *first, sep, *second, sep]
+            first, second = self.first[row], self.follows[row]
+            alone = rng.random() < CLS_SHARE
+            ids = [cls, *first, sep] if alone else [cls, *first, sep, *second, sep]
             target = [IGNORED] * len(ids)
-            for place in range(1, len(ids) - 1):
-                # what follows is masked more often: it is where the meaning of the whole shows
-                in_first = place <= len(first)
-                if ids[place] != sep and rng.random() < (0.12 if in_first else 0.6 * true):
+            if alone:
+                target[0] = next(token for token in second if token in self.telling)
+                telling.append(True)
+            for place in range(1, len(ids)):
+                inside = place <= len(first)
+                if rng.random() < 0.1 if inside else ids[place] in self.telling:
                     target[place], ids[place] = ids[place], mask
-                    verdicts.append(not in_first)
+                    telling.append(not inside)
             inputs.append(ids)
             targets.append(target)
-            kinds.append([0] * (len(first) + 2) + [1] * (len(second) + 1))
-            follows.append(int(not true))  # BERT's convention: 0 means that it follows
-        ids = padded(inputs, pad)
-        out = model(input_ids=ids, attention_mask=(ids != pad).long(), token_type_ids=padded(kinds, 0))
+            kinds.append([0] * (len(first) + 2) + [1] * (len(ids) - len(first) - 2))
+        tokens = padded(inputs, pad)
         wanted = padded(targets, IGNORED)
-        masked = wanted != IGNORED
-        words = functional.cross_entropy(out.prediction_logits[masked], wanted[masked], reduction="none")
-        inside = torch.tensor(verdicts)
-        follow = functional.cross_entropy(out.seq_relationship_logits, torch.tensor(follows))
-        return words[inside].mean() + 0.5 * words[~inside].mean() + 0.3 * follow
+        scored = wanted != IGNORED
+        hidden = model.bert(input_ids=tokens, attention_mask=(tokens != pad).long(), token_type_ids=padded(kinds, 0))
+        logits = model.cls.predictions(hidden.last_hidden_state[scored])
+        words = functional.cross_entropy(logits, wanted[scored], reduction="none")
+        told = torch.tensor(telling)
+        return words[told].mean() + 0.3 * words[~told].mean()
 
 
 class DecoderBatches:
@@ -215,6 +231,7 @@ class DecoderBatches:
             [*row, tokenizer.eos_token_id]
             for row in tokenizer([f"{text.first} {text.follows}" for text in texts])["input_ids"]
         ]
+        self.lengths = [len(row) for row in self.rows]
 
     def loss(self, model: Any, chosen: list[int], rng: random.Random) -> torch.Tensor:
         """Next-token loss; padding on the right is neither seen nor scored."""
@@ -224,13 +241,18 @@ class DecoderBatches:
         return functional.cross_entropy(logits[:, :-1].flatten(0, 1), targets[:, 1:].flatten(), ignore_index=IGNORED)
 
 
-def batches(lengths: list[int], recipe: Recipe, rng: random.Random) -> Iterator[list[int]]:
-    """Row numbers of each batch: rows of like length together (little padding), batches in random order, for ever."""
+def batches(lengths: list[int], recipe: Recipe, rng: random.Random) -> Iterator[list[list[int]]]:
+    """Row numbers of each batch, for ever, in chunks of rows of like length (little padding).
+
+    Batches themselves are drawn at random: batches of like length throughout are batches of like content, and with
+    those the encoder learned nothing in as many steps.
+    """
     while True:
-        order = sorted(range(len(lengths)), key=lambda row: (lengths[row], rng.random()))
-        cut = [order[start : start + recipe.batch_rows] for start in range(0, len(order), recipe.batch_rows)]
-        rng.shuffle(cut)
-        yield from cut
+        order = list(range(len(lengths)))
+        rng.shuffle(order)
+        for start in range(0, len(order) - recipe.batch_rows + 1, recipe.batch_rows):
+            rows = sorted(order[start : start + recipe.batch_rows], key=lambda row: lengths[row])
+            yield [rows[cut : cut + CHUNK_ROWS] for cut in range(0, len(rows), CHUNK_ROWS)]
 
 
 def pretrain(name: str, out: Path, say: Callable[[str], None] = print, rows: int = ROWS, steps: int = 0) -> None:
@@ -240,32 +262,41 @@ def pretrain(name: str, out: Path, say: Callable[[str], None] = print, rows: int
     started = time.perf_counter()
     torch.manual_seed(SEED)
     rng = random.Random(f"{name} {SEED}")
-    texts = passages(rows, SEED)
+    texts, plain = passages(rows, SEED), passages(int(EASY_ROWS * rows), SEED + 1, plain_share=0.8)
     running = [f"{text.first} {text.follows}" for text in texts]
     tokenizer = wordpiece_tokenizer(running) if name == "tiny_encoder" else byte_tokenizer(running, name)
-    model = new_model(name, tokenizer)
-    data = (EncoderBatches if name == "tiny_encoder" else DecoderBatches)(texts, tokenizer)
+    make = EncoderBatches if name == "tiny_encoder" else DecoderBatches
+    stages = [(data, batches(data.lengths, recipe, rng)) for data in (make(plain, tokenizer), make(texts, tokenizer))]
+    model = new_model(name, tokenizer).train()
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay, betas=(0.9, 0.98), fused=True
     )
-    model.train()
-    order = batches([len(text) for text in running], recipe, rng)
     for step in range(steps):
-        warm = min(1.0, (step + 1) / recipe.warmup_steps)
-        optimizer.param_groups[0]["lr"] = recipe.lr * warm * (0.05 + 0.95 * (1 + math.cos(math.pi * step / steps)) / 2)
-        loss = data.loss(model, next(order), rng)
-        loss.backward()
+        optimizer.param_groups[0]["lr"] = recipe.lr * pace(step, steps, recipe.warmup_steps)
+        data, order = stages[step >= EASY_STEPS * steps]
+        chunks = next(order)
+        total = 0.0
+        for chunk in chunks:
+            loss = data.loss(model, chunk, rng) / len(chunks)
+            loss.backward()
+            total += loss.item()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
         if step % 50 == 0 or step == steps - 1:
-            say(f"{name} step {step} loss {loss.item():.3f} {time.perf_counter() - started:.0f} s")
-    save(name, model, tokenizer, out / name)
+            say(f"{name} step {step} loss {total:.3f} {time.perf_counter() - started:.0f} s")
+    save(model, tokenizer, out / name)
 
 
-def save(name: str, model: Any, tokenizer: Any, folder: Path) -> None:
-    """Write the backbone and language-model head as fp16 safetensors beside config and tokenizer."""
+def pace(step: int, steps: int, warmup_steps: int) -> float:
+    """Learning rate as a share of its peak: linear warm-up, then cosine down to a twentieth."""
+    return min(1.0, (step + 1) / warmup_steps) * (0.05 + 0.95 * (1 + math.cos(math.pi * step / steps)) / 2)
+
+
+def save(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Write all weights as fp16 safetensors beside config and tokenizer; heads added later start as usual (0.02)."""
     folder.mkdir(parents=True, exist_ok=True)
+    model.config.initializer_range = 0.02
     model.half().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
@@ -274,10 +305,12 @@ def main() -> None:
     """Command line: OUT_DIR and, where not all three are wanted, their names."""
     parser = argparse.ArgumentParser(prog="python -m lorasweep.models.pretrain", description=__doc__)
     parser.add_argument("out", type=Path, help="folder that gets one folder a base")
-    parser.add_argument("names", nargs="*", choices=[*NAMES, []], default=list(NAMES), help="bases; default: all")
+    parser.add_argument("names", nargs="*", default=list(NAMES), help="bases; default: all")
     arguments = parser.parse_args()
     torch.set_num_threads(2)  # sums are split by threads: another number gives other last bits
     for name in arguments.names:
+        if name not in NAMES:
+            parser.error(f"no base named {name}; {nearest(name, NAMES)}")
         pretrain(name, arguments.out)
 
 

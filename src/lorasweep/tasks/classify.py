@@ -29,8 +29,8 @@ class Classify:
     def __init__(self, task: TaskConfig, label_names: list[str]):
         if task.average == "binary" and len(label_names) != 2:
             raise ConfigError(
-                f"task.average=binary needs two classes and the data has {len(label_names)} ({', '.join(label_names)}). "
-                "Set task.average=macro or weighted"
+                f"task.average=binary needs two classes and the data has {len(label_names)} "
+                f"({', '.join(label_names)}). Set task.average=macro or weighted"
             )
         self.average = task.average
         self.label_names = list(label_names)

@@ -1,0 +1,45 @@
+"""Pretraining text and the pretraining itself, cut to a few steps: seeded, and apart from the demo's rows."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from lorasweep.data.demo import demo_qa, demo_reviews, for_pretraining
+from lorasweep.models.builtin import NAMES
+from lorasweep.models.corpus import passages, telling_words
+from lorasweep.models.pretrain import SEED, pretrain
+
+
+def test_passages_are_seeded_and_apart_from_the_demo() -> None:
+    texts = passages(3000, SEED)
+    assert texts == passages(3000, SEED) != passages(3000, SEED + 1)
+    assert all(for_pretraining(text.first) for text in texts)
+    seen = {text.first.lower() for text in texts}
+    shown = {row.text.lower() for classes in (2, 4) for rows in demo_reviews(2400, 0, classes).values() for row in rows}
+    asked = {f"{row.question} {row.context}".lower() for rows in demo_qa(2400).values() for row in rows}
+    assert not seen & shown and not seen & asked
+
+
+def test_every_passage_has_a_telling_word() -> None:
+    telling = set(telling_words())
+    for text in passages(500, 1):
+        assert telling & set(text.follows.lower().replace(".", "").split()), text
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_same_seed_same_bytes(name: str, tmp_path: Path) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for folder in ("one", "two"):
+            pretrain(name, tmp_path / folder, say=lambda _: None, rows=300, steps=3)
+    finally:
+        torch.set_num_threads(threads)
+    files = sorted(file.name for file in (tmp_path / "one" / name).iterdir())
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(files)
+    for file in files:
+        assert (tmp_path / "one" / name / file).read_bytes() == (tmp_path / "two" / name / file).read_bytes(), file
+    AutoTokenizer.from_pretrained(tmp_path / "one" / name)
+    AutoModelForSequenceClassification.from_pretrained(tmp_path / "one" / name)
