@@ -63,12 +63,13 @@ def _cross_problems(config: Config) -> Iterator[str]:
         yield "`model.path` is missing: a hub id or a folder, for example model=hf model.path=/models/my-encoder"
     if train.max_steps and optimizer.warmup_steps >= train.max_steps:
         yield (
-            f"`optimizer.warmup_steps` ({optimizer.warmup_steps}) must be < `train.max_steps` ({train.max_steps}), or the "
-            "learning rate never reaches its peak"
+            f"`optimizer.warmup_steps` ({optimizer.warmup_steps}) must be < `train.max_steps` ({train.max_steps}), or "
+            "the learning rate never reaches its peak"
         )
     if train.early_stopping_evals and not train.eval_every_steps:
         yield (
-            f"`train.early_stopping_evals`={train.early_stopping_evals} needs evaluations: set `train.eval_every_steps` > 0"
+            f"`train.early_stopping_evals`={train.early_stopping_evals} needs evaluations: set "
+            "`train.eval_every_steps` > 0"
         )
     if config.adapter.kind == "full" and config.quantization.kind != "none":
         yield (
@@ -100,7 +101,7 @@ def _data_problems(config: Config) -> Iterator[str]:
     if data.kind == "demo_reviews" and data.classes not in (2, 4):
         yield f"`data.classes` must be 2 or 4, got {data.classes}"
     if data.test is not None and data.test in (data.train, data.validation):
-        yield f"`data.test` must be another file than train and validation, got {data.test} twice: it is sealed from search"
+        yield f"`data.test` must differ from train and validation, got {data.test} twice: it is sealed from search"
 
 
 def _adapter_problems(config: Config) -> Iterator[str]:

@@ -137,8 +137,8 @@ def from_json(document: dict[str, Any]) -> Config:
         return OmegaConf.to_object(merged)  # type: ignore[return-value]
     except OmegaConfBaseException as error:
         raise ConfigError(
-            f"the stored config does not fit this version of lorasweep: {explain.first_line(error)}; use the version that "
-            "started the sweep"
+            f"the stored config does not fit this version of lorasweep: {explain.first_line(error)}; use the version "
+            "that started the sweep"
         ) from None
 
 
@@ -212,7 +212,7 @@ def _register() -> None:
         return
     ConfigStore.instance().store(name="lorasweep_schema", node=Config)
 
-    class SweepFiles(FileConfigSource):  # type: ignore[misc]
+    class SweepFiles(FileConfigSource):
         """sweeps/ of a folder and nothing else of it, so that a folder `model` beside it is no config group."""
 
         @staticmethod
@@ -228,7 +228,7 @@ def _register() -> None:
         def list(self, config_path: str, results_filter: Any) -> Any:
             return super().list(config_path, results_filter) if config_path.startswith("sweeps") else []
 
-    class UserFoldersFirst(SearchPathPlugin):  # type: ignore[misc]
+    class UserFoldersFirst(SearchPathPlugin):
         """Does nothing while another program of the process composes."""
 
         def manipulate_search_path(self, search_path: Any) -> None:
@@ -251,12 +251,13 @@ def _typed(composed: Any, home: Home, sweep: str | None) -> Config:
         key = str(getattr(error, "full_key", "") or "")
         raise ConfigError(_missing(key)) from None
     except OmegaConfBaseException as error:
-        key = getattr(error, "full_key", None)
+        key = str(getattr(error, "full_key", None) or "")
         raise ConfigError(f"`{key}`: {explain.first_line(error)}" if key else explain.first_line(error)) from None
     if not isinstance(config, Config):
         raise ConfigError(
-            f"{home.root / 'conf' / 'config.yaml'} is not lorasweep's: its defaults list must begin with `lorasweep_schema`, "
-            f"as in {home.shipped / 'conf' / 'config.yaml'}. Is it another project's? Then set LORASWEEP_HOME"
+            f"{home.root / 'conf' / 'config.yaml'} is not lorasweep's: its defaults list must begin with "
+            f"`lorasweep_schema`, as in {home.shipped / 'conf' / 'config.yaml'}. Is it another project's? Then set "
+            "LORASWEEP_HOME to a folder of your own"
         )
     config.sweep.name = config.sweep.name or sweep or ""
     return config
@@ -267,9 +268,10 @@ def _set_values(config: Config, params: dict[str, Any]) -> Config:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
+    known = explain.keys()
     for key, value in params.items():
         group, _, name = key.partition(".")
-        if key not in explain.keys():
+        if key not in known:
             raise ConfigError(explain.refused_value(key, ""))
         node = OmegaConf.structured(getattr(config, group))
         try:
@@ -343,10 +345,8 @@ def _literal(value: Any) -> Any:
 
 
 def _text(value: Any) -> str:
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, int | float):
         return repr(value)
     if isinstance(value, list | tuple):

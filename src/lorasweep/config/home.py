@@ -49,7 +49,9 @@ class Home:
         named = os.environ.get("LORASWEEP_HOME")
         root = Path(named or ".").expanduser().resolve()
         if not root.is_dir():
-            raise UsageError(f"LORASWEEP_HOME={named} is no folder; name the one that holds conf/, sweeps/ and mlruns/, or unset it")
+            raise UsageError(
+                f"LORASWEEP_HOME={named} is no folder; name the one that holds conf/, sweeps/ and mlruns/, or unset it"
+            )
         return Home(root, shipped)
 
     def tracking_dir(self, tracking: TrackingConfig) -> Path:

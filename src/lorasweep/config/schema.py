@@ -5,6 +5,8 @@ reads the bounds from the same fields. Past composition all code takes these typ
 Neighbours: `compose` (builds them), `checks` (cross-field rules), docs/config.md (generated from here).
 """
 
+# ruff: noqa: RUF009  (`option` is dataclasses.field with a doc)
+
 from __future__ import annotations
 
 from dataclasses import MISSING, dataclass, field

@@ -76,7 +76,7 @@ class Proposals(BaseSampler):
         return {}
 
     def _unvisited_grid(self) -> list[dict[str, Any]]:
-        """Every point of the grid that is not enqueued, in an order drawn from the seed so that a cut grid is unbiased."""
+        """Every point of the grid that is not enqueued; the order is drawn from the seed, so that a cut grid is fair."""
         axes = [_grid_values(dimension) for dimension in self.space.dimensions]
         size = math.prod(len(axis) for axis in axes)
         if size > LARGEST_GRID:
@@ -132,8 +132,8 @@ def _grid_values(dimension: Dimension) -> list[Any]:
     values = dimension.values()
     if values is None:
         raise ConfigError(
-            f"sampler=grid needs steps, but `{dimension.key}` is an interval from {dimension.low} to {dimension.high}; write "
-            "range(low, high, step) or choice(…), or take another sampler"
+            f"sampler=grid needs steps, but `{dimension.key}` is an interval from {dimension.low} to {dimension.high}; "
+            "write range(low, high, step) or choice(…), or take another sampler"
         )
     return values
 

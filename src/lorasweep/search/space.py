@@ -147,8 +147,8 @@ class Space:
         for key, value in point.items():
             if key not in known:
                 raise ConfigError(
-                    f"{where} sets `{key}`, which is not in `space` ({', '.join(known)}); add it there, or fix it for the "
-                    "whole sweep"
+                    f"{where} sets `{key}`, which is not in `space` ({', '.join(known)}); add it there, or set it for "
+                    "the whole sweep"
                 )
             if not known[key].contains(value):
                 raise ConfigError(
@@ -188,7 +188,8 @@ def _check_key(key: str) -> None:
     group = key.partition(".")[0]
     if group in GROUPS and group not in TRIAL_GROUPS:
         raise ConfigError(
-            f"`sweep.space` varies `{key}`, but {group} is one for the whole sweep; what can vary: {', '.join(TRIAL_GROUPS)}"
+            f"`sweep.space` varies `{key}`, but {group} is one for the whole sweep; what can vary: "
+            f"{', '.join(TRIAL_GROUPS)}"
         )
     if key in TRIAL_GROUPS or (group in TRIAL_GROUPS and key in keys()):
         return
@@ -201,8 +202,8 @@ def _dimension(key: str, value: Any) -> Dimension:
     if isinstance(value, dict):
         dotted = f"{key}.{next(iter(value))}" if value else f"{key}.NAME"
         raise ConfigError(
-            f"`sweep.space` key `{key}` must be text or a list, got {value}. Write keys in one piece ({dotted}: …); values "
-            f"look like {EXAMPLES}"
+            f"`sweep.space` key `{key}` must be text or a list, got {value}. Write keys in one piece ({dotted}: …); "
+            f"values look like {EXAMPLES}"
         )
     if value is None:
         raise ConfigError(f"`sweep.space` key `{key}` has no values; values look like {EXAMPLES}")

@@ -73,4 +73,6 @@ def readable_errors(folders: Folders) -> Iterator[None]:
     except RuntimeError as error:  # Optuna's: the schema is of another version
         if "version" not in str(error):
             raise
-        raise StorageError(f"the study database {folders.study_db} was made by another version of Optuna: {error}") from error
+        raise StorageError(
+            f"the study database {folders.study_db} was made by another version of Optuna: {error}"
+        ) from error

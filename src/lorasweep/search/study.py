@@ -94,7 +94,7 @@ class SweepStudy:
             study = optuna.create_study(
                 study_name=name,
                 storage=open_storage(folders, create=True),
-                direction=config.sweep.objective.direction,
+                direction="minimize" if config.sweep.objective.direction == "minimize" else "maximize",
                 load_if_exists=True,
             )
             stored = study.user_attrs.get(ABOUT)  # None: new, or its maker died before it could say what it is
@@ -363,8 +363,8 @@ class SweepStudy:
                 self._storage.set_trial_user_attr(self._id(number), key, json.dumps(value))
             except UpdateFinishedTrialError:
                 raise StorageError(
-                    f"trial {number} of sweep {self.name!r} has ended already; its first result stays. Is another process "
-                    "working on this sweep?"
+                    f"trial {number} of sweep {self.name!r} has ended already; its first result stays. Is another "
+                    "process working on this sweep?"
                 ) from None
 
 
