@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
+
 from enginelab import (
     base_of,
     config,
@@ -19,8 +21,6 @@ from enginelab import (
     run,
     train_by_hand,
 )
-from safetensors.torch import load_file
-
 from lorasweep.training.slot import DataOrder
 
 FAMILIES = ["bert", "distilbert", "roberta", "gpt2", "llama", "mistral", "qwen2", "gemma", "gemma2"]
@@ -32,6 +32,8 @@ def assert_same_adapter(ours: Path, theirs: dict[str, torch.Tensor], tolerance: 
     extra = {name for name in theirs if ".original_module." in name or ".modules_to_save." in name}  # PEFT's bias=all
     assert mine.keys() == theirs.keys() - extra
     for name in mine:
+        if name.endswith(".key.base_layer.bias"):
+            continue  # softmax does not feel a key's bias: its gradient is rounding, which Adam makes as large as any
         tensor = theirs[name]
         difference = float((mine[name] - tensor).norm() / tensor.norm().clamp(min=1e-3))
         assert difference < tolerance, f"{name}: {difference}"

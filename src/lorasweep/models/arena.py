@@ -91,14 +91,9 @@ class RowLayout:
     def union(self, other: RowLayout) -> RowLayout:
         """Both layouts' pieces: this one's first, then what the other adds."""
         return RowLayout(
-            *(
-                mine + tuple(piece for piece in theirs if piece not in mine)
-                for mine, theirs in (
-                    (self.vectors, other.vectors),
-                    (self.matrices, other.matrices),
-                    (self.loras, other.loras),
-                )
-            )
+            self.vectors + tuple(piece for piece in other.vectors if piece not in self.vectors),
+            self.matrices + tuple(piece for piece in other.matrices if piece not in self.matrices),
+            self.loras + tuple(piece for piece in other.loras if piece not in self.loras),
         )
 
     def holds(self, other: RowLayout) -> bool:

@@ -20,10 +20,11 @@ from torch import nn
 
 from lorasweep.config.schema import Config, ModelConfig, QuantizationConfig
 from lorasweep.errors import ConfigError, ModelError
-from lorasweep.models import families, hub, stream
+from lorasweep.models import families, hub
 from lorasweep.models.counts import count_parameters
-from lorasweep.models.layers import BiasedNorm, Current, Forward, HeadLinear, LoraLinear, SlotDropout
-from lorasweep.models.stream import Batch, RowStore
+from lorasweep.models.install import find_heads, inside, install, outside_backbone
+from lorasweep.models.layers import Current, Forward
+from lorasweep.models.stream import Batch, RowStore, Segment
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +58,8 @@ def resolve_device(device: str) -> torch.device:
         raise ConfigError(f"launcher.device={device} is not a device; use auto, cpu, cuda or cuda:N") from error
     if resolved.type == "cuda" and (resolved.index or 0) >= torch.cuda.device_count():
         raise ConfigError(
-            f"launcher.device={device} and this machine has {torch.cuda.device_count()} CUDA devices; use launcher.device=cpu"
+            f"launcher.device={device} and this machine has {torch.cuda.device_count()} CUDA devices; "
+            "use launcher.device=cpu"
         )
     return resolved
 
@@ -124,7 +126,7 @@ class LoadedBase:
             limit -= (config.pad_token_id or 0) + 1
         return limit if limit and limit > 0 else None
 
-    def batch(self, store: RowStore, segments: list[stream.Segment]) -> Batch:
+    def batch(self, store: RowStore, segments: list[Segment]) -> Batch:
         """Collate rows the way this base takes them."""
         return Batch(store, segments, stream=self.stream, pad_token_id=self.pad_token_id, left_pad=self.left_pad)
 
@@ -132,7 +134,7 @@ class LoadedBase:
     def running(self, forward: Forward) -> Iterator[None]:
         """Run the body, forward and backward, with the layers reading `forward`."""
         self.current.forward = forward
-        self._recompute(forward.keys is not None)
+        self.recompute(forward.keys is not None)
         try:
             with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
                 yield
@@ -149,7 +151,8 @@ class LoadedBase:
     def _takes(self) -> frozenset[str]:
         return frozenset(inspect.signature(type(self.model).forward).parameters)
 
-    def _recompute(self, training: bool) -> None:
+    def recompute(self, training: bool) -> None:
+        """Recompute activations in backward, where the key asks for it, while training."""
         if self.key.checkpointing:  # transformers checkpoints a layer only while that layer itself is in training mode
             for module in self._checkpointed:
                 module.training = training
@@ -211,7 +214,7 @@ def load_base(config: Config, head: str, label_names: list[str], device: str | N
     model.requires_grad_(False).eval()
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
-    heads, fresh = _find_heads(model, head, missing)
+    heads, fresh = find_heads(model, head, missing)
     base = LoadedBase(
         key=key,
         path=config.model.path,
@@ -223,21 +226,17 @@ def load_base(config: Config, head: str, label_names: list[str], device: str | N
         stream=families.can_stream(model, head),
         head_modules=heads,
         head_layers=[
-            name for name, module in model.named_modules() if type(module) is nn.Linear and _inside(name, heads)
+            name for name, module in model.named_modules() if type(module) is nn.Linear and inside(name, heads)
         ],
         fresh_modules=fresh,
         total_params=count_parameters(model),
     )
-    _prepare(base)
+    install(base)
     return base
 
 
 def _first_line(error: BaseException) -> str:
     return str(error).strip().split("\n")[0] or type(error).__name__
-
-
-def _inside(name: str, modules: list[str]) -> bool:
-    return any(name == module or name.startswith(f"{module}.") for module in modules)
 
 
 def _load_model(
@@ -265,7 +264,7 @@ def _load_model(
             extra = {"dtype": torch.float32, **_nf4(config.quantization, key, model_config, loader, device)}
         with torch.random.fork_rng(devices=[]), _quiet():
             torch.manual_seed(0)  # what the checkpoint lacks is drawn the same at every load
-            model, info = loader.from_pretrained(
+            loaded: Any = loader.from_pretrained(
                 source.path,
                 config=model_config,
                 output_loading_info=True,
@@ -275,6 +274,7 @@ def _load_model(
             )
     except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
         raise ModelError(f"model.path={config.model.path} cannot be loaded: {_first_line(error)}") from error
+    model, info = loaded
     lacking = set(info["missing_keys"]) | {name for name, *_ in info.get("mismatched_keys") or ()}
     if key.quantization == "none":
         model.to(device)
@@ -289,12 +289,13 @@ def _nf4(
         import bitsandbytes  # noqa: F401
     except ImportError as error:
         raise ModelError(
-            "quantization=nf4 needs bitsandbytes, which is not installed; `pip install bitsandbytes`, or quantization=none"
+            "quantization=nf4 needs bitsandbytes, which is not installed: `pip install bitsandbytes`, "
+            "or use quantization=none"
         ) from error
     from transformers import BitsAndBytesConfig
 
     with torch.device("meta"):
-        heads = _outside_backbone(loader.from_config(model_config))
+        heads = outside_backbone(loader.from_config(model_config))
     four_bit = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -320,133 +321,3 @@ def _quiet() -> Iterator[None]:
         theirs.set_verbosity(level)
         if progress:
             theirs.enable_progress_bar()
-
-
-def _outside_backbone(model: Any) -> list[str]:
-    backbone = model.base_model
-    return [
-        name
-        for name, child in model.named_children()
-        if child is not backbone and backbone is not model and any(True for _ in child.parameters())
-    ]
-
-
-def _find_heads(model: Any, head: str, missing: set[str]) -> tuple[list[str], set[str]]:
-    """Modules trained whole for each slot, and their linear layers that the checkpoint lacked."""
-    heads = _outside_backbone(model) if head == "classification" else []
-    owners = {name.rpartition(".")[0] for name in missing}
-    for name, module in model.named_modules():
-        if name in owners and not _inside(name, heads) and name != "lm_head":
-            if type(module) is nn.Linear:
-                heads.append(name)
-            else:
-                log.warning("the checkpoint lacks the weights of %s; they stay as they were drawn", name)
-    fresh = {name for name in owners if _inside(name, heads)}
-    if head == "classification" and not heads:
-        raise ModelError(
-            f"{type(model).__name__} has no head outside of its backbone, so there is nothing to classify with"
-        )
-    return heads, fresh
-
-
-def _prepare(base: LoadedBase) -> None:
-    """Put the stand-ins in, where a probe forward finds rows."""
-    model, current = base.model, base.current
-    if base.stream:
-        stream.register()
-        model.set_attn_implementation(stream.ATTENTION)
-        for module in model.modules():
-            if hasattr(module, "is_causal"):
-                module.stream = current
-        families.install_pooling(model, current)
-    else:
-        base.left_pad = _padding_side(base) == "left"
-    watched = dict(_trainable_layers(base))
-    dropouts = {name: module for name, module in model.named_modules() if type(module) is nn.Dropout}
-    kinds = _probe(base, {**watched, **dropouts})
-    reached = {name: layer for name, layer in watched.items() if name in kinds}
-    base.packable = all(kinds[name] != "loose" for name in reached)
-    for index, (name, layer) in enumerate(reached.items()):
-        kind = kinds[name]
-        if name in base.head_layers:
-            layer.forward = HeadLinear(layer, name, kind, current)
-        elif _is_linear(layer):
-            base.linear_modules[name] = _linear_shape(layer)
-            layer.forward = LoraLinear(layer, name, index, kind, current)
-        else:
-            base.norm_modules[name] = layer.bias.numel()
-            layer.forward = BiasedNorm(layer, name, kind, current)
-    for index, (name, layer) in enumerate(dropouts.items()):
-        layer.forward = SlotDropout(layer, index, kinds.get(name, "loose"), current)
-    _store_in(base)
-    if base.key.checkpointing:
-        if not model.supports_gradient_checkpointing:
-            raise ConfigError(f"train.activation_checkpointing=true and {type(model).__name__} does not support it")
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-        base._recompute(False)
-
-
-def _is_linear(layer: nn.Module) -> bool:
-    return isinstance(layer, nn.Linear) or type(layer).__name__ == "Conv1D"
-
-
-def _linear_shape(layer: Any) -> tuple[int, int]:
-    if type(layer).__name__ == "Conv1D":
-        return tuple(layer.weight.shape)
-    return layer.in_features, layer.out_features
-
-
-def _trainable_layers(base: LoadedBase) -> Iterator[tuple[str, nn.Module]]:
-    """Linear layers, heads and whatever else has a bias vector, in the model's order; the output embedding aside."""
-    output = base.model.get_output_embeddings()
-    for name, module in base.model.named_modules():
-        bias = getattr(module, "bias", None)
-        norm = isinstance(bias, nn.Parameter) and bias.dim() == 1 and not list(module.children())
-        if (_is_linear(module) or (norm and not _inside(name, base.head_modules))) and module is not output:
-            yield name, module
-
-
-def _probe_store(base: LoadedBase) -> RowStore:
-    return families.probe_store(base.model.get_input_embeddings().weight.shape[0], base.pad_token_id, base.device)
-
-
-@torch.no_grad()
-def _bare_logits(base: LoadedBase, store: RowStore, rows: torch.Tensor) -> torch.Tensor:
-    batch = base.batch(store, [stream.Segment(0, rows)])
-    with base.running(Forward(batch, {}, base.dtype, torch.zeros(0, device=base.device))):
-        return base.logits(batch).float()
-
-
-def _probe(base: LoadedBase, watched: dict[str, nn.Module]) -> dict[str, str]:
-    store = _probe_store(base)
-    return families.probe(lambda rows: _bare_logits(base, store, rows), store, base.stream, watched)
-
-
-def _padding_side(base: LoadedBase) -> str:
-    """The side on which padding leaves a row's logits alone: the tokenizer's own, or else the other.
-
-    Raises:
-        ModelError: a row's logits depend on the rows beside it whichever side is padded.
-    """
-    store, own = _probe_store(base), getattr(base.tokenizer, "padding_side", "right")
-    alone = torch.cat([_bare_logits(base, store, torch.tensor([row])) for row in range(families.PROBE_ROWS)])
-    for side in (own, "left" if own == "right" else "right"):
-        base.left_pad = side == "left"
-        together = _bare_logits(base, store, torch.arange(families.PROBE_ROWS))
-        if bool((together - alone).abs().max() <= 1e-2 * alone.abs().max().clamp(min=1.0)):
-            return side
-    raise ModelError(
-        f"model.path={base.path} ({base.model.config.model_type}) gives a row other logits when it is padded, on either "
-        "side, so trials could not be compared; use another base"
-    )
-
-
-def _store_in(base: LoadedBase) -> None:
-    """Frozen linear weights in the type of the products, once; everything else in float32, as autocast wants it."""
-    if base.dtype == torch.float32 or base.key.full:
-        return
-    for name, module in base.model.named_modules():
-        dtype = base.dtype if name in base.linear_modules else torch.float32
-        for parameter in module.parameters(recurse=False):
-            if parameter.is_floating_point() and getattr(parameter, "quant_state", None) is None:
-                parameter.data = parameter.data.to(dtype)

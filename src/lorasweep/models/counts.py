@@ -9,8 +9,8 @@ from torch import nn
 
 @dataclass(frozen=True)
 class ParameterCounts:
-    """adapter: LoRA matrices and trained biases (full: the backbone); head: fully trained head modules; trainable: both;
-    total: the base with its head, and the adapter."""
+    """adapter: LoRA matrices and trained biases (full: the backbone); head: head modules, trained whole; trainable:
+    both; total: the base with its head, and the adapter."""
 
     adapter: int
     head: int

@@ -33,7 +33,7 @@ STREAM_FAMILIES = {
 OFFSET_POSITIONS = ("roberta", "xlm-roberta")  # positions start at pad_token_id + 1
 
 
-def can_stream(model: nn.Module, head: str) -> bool:
+def can_stream(model: Any, head: str) -> bool:
     """Whether we know how to run this base on a token stream."""
     config = model.config
     family = STREAM_FAMILIES.get(config.model_type)
@@ -48,7 +48,7 @@ def can_stream(model: nn.Module, head: str) -> bool:
     return expected or (head != "classification" and type(model).__name__.endswith("LMHeadModel"))
 
 
-def install_pooling(model: nn.Module, current: Any) -> None:
+def install_pooling(model: Any, current: Any) -> None:
     """BERT pools inside its backbone: hand its pooler each row's first token instead of the stream's."""
     pooler = getattr(model.base_model, "pooler", None)
     if model.config.model_type == "bert" and pooler is not None:
@@ -61,10 +61,10 @@ def install_pooling(model: nn.Module, current: Any) -> None:
         pooler.register_forward_pre_hook(rows_first)
 
 
-def stream_logits(model: nn.Module, batch: Batch, head: str) -> torch.Tensor:
+def stream_logits(model: Any, batch: Batch, head: str) -> torch.Tensor:
     """Logits of a stream batch: classification (rows, classes); causal_lm (supervised tokens, vocabulary)."""
-    config, kwargs = model.config, {}
-    positions = batch.positions
+    config, kwargs, positions = model.config, dict[str, Any](), batch.positions
+    assert positions is not None, "the batch is padded"
     if config.model_type in OFFSET_POSITIONS:
         positions = positions + config.pad_token_id + 1
     if batch.type_ids is not None and config.model_type in ("bert", "roberta", "xlm-roberta"):
@@ -85,13 +85,13 @@ def stream_logits(model: nn.Module, batch: Batch, head: str) -> torch.Tensor:
     return model.classifier(first[:, None])  # RoBERTa's head takes the first token itself
 
 
-def _language_logits(model: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
+def _language_logits(model: Any, hidden: torch.Tensor) -> torch.Tensor:
     logits = model.get_output_embeddings()(hidden)
     cap = getattr(model.config, "final_logit_softcapping", None)
     return logits if cap is None else torch.tanh(logits / cap) * cap
 
 
-def padded_logits(model: nn.Module, batch: Batch, head: str, takes: frozenset[str]) -> torch.Tensor:
+def padded_logits(model: Any, batch: Batch, head: str, takes: frozenset[str]) -> torch.Tensor:
     """Logits of a padded batch through the model's own forward. `takes`: names of its forward's arguments."""
     kwargs: dict[str, Any] = {"input_ids": batch.ids, "attention_mask": batch.attention_mask}
     if batch.type_ids is not None and "token_type_ids" in takes:
@@ -121,10 +121,10 @@ def probe_store(vocabulary: int, pad_token_id: int, device: torch.device) -> Row
 def probe(
     run: Callable[[torch.Tensor], Any], store: RowStore, stream: bool, watched: dict[str, nn.Module]
 ) -> dict[str, str]:
-    """Where the input of each watched layer that a forward reaches holds its rows, from one forward over the probe rows.
+    """Where the input of each watched layer holds its rows, from one forward over the probe rows.
 
     "stream": (1, tokens, …); "grid": (rows, longest, …) or (rows, …); "second": (…, rows, …); "flat": (rows * longest,
-    …); "loose": no rows to be seen, or not the same at every call. run(rows) is that forward.
+    …); "loose": no rows to be seen, or not the same at every call; missing: not reached. run(rows) is that forward.
     """
     found: dict[str, str] = {}
 

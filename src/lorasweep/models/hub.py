@@ -85,8 +85,8 @@ def _on_hub(path: str, revision: str | None) -> Source:
             if status is not None and status < 500 and status != 429:
                 asked = f" at revision {revision}" if revision else ""
                 raise ModelError(
-                    f"model.path={path}{asked}: no such folder here, and the hub has no such model with a config.json for "
-                    f"you (HTTP {status}). Check the spelling; a private model needs `hf auth login`"
+                    f"model.path={path}{asked}: no such folder here, and the hub has no such model with a config.json "
+                    f"for you (HTTP {status}). Check the spelling; a private model needs `hf auth login`"
                 ) from error
             why = f"the hub answered HTTP {status}"
         except (httpx.HTTPError, OSError, OfflineModeIsEnabled) as error:
@@ -94,8 +94,8 @@ def _on_hub(path: str, revision: str | None) -> Source:
     if isinstance(try_to_load_from_cache(path, "config.json", revision=revision), str):
         return Source(path, revision, local=False, offline=True)
     raise ModelError(
-        f"model.path={path} is neither a folder here nor in the hub's cache, and {why}. Give the folder of a checkpoint, or "
-        "connect once so that the model can be fetched"
+        f"model.path={path} is neither a folder here nor in the hub's cache, and {why}. Give a checkpoint's folder, "
+        "or connect once so that the model can be fetched"
     )
 
 

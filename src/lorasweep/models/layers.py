@@ -54,7 +54,7 @@ class Job:
 
     parts: list[Any]
     stacked: Any = None
-    scales: torch.Tensor | None = None
+    scales: Any = None
     has_lora: bool = True
 
 
@@ -135,7 +135,7 @@ class Forward:
 class LoraLinear:
     """Stands in for the forward of a frozen nn.Linear, Conv1D or 4-bit linear layer."""
 
-    def __init__(self, layer: nn.Module, name: str, index: int, kind: str, current: Current):
+    def __init__(self, layer: Any, name: str, index: int, kind: str, current: Current):
         self.frozen: Callable[[torch.Tensor], torch.Tensor] = layer.forward
         self.layer, self.name, self.index, self.kind, self.current = layer, name, index, kind, current
         self.is_conv = type(layer).__name__ == "Conv1D"
@@ -159,7 +159,7 @@ class _LoraProduct(torch.autograd.Function):
     arena's twin in backward; `anchor` is there so that a graph is built where x needs no gradient itself."""
 
     @staticmethod
-    def forward(
+    def forward(  # noqa: PLR0917  autograd takes positions alone
         ctx: Any,
         x: torch.Tensor,
         y: torch.Tensor | None,
@@ -183,7 +183,7 @@ class _LoraProduct(torch.autograd.Function):
             ctx.mark_dirty(y)
             x = x.to(dtype)
         ctx.at, ctx.job, ctx.bounds, ctx.dropped = at, job, bounds, keep is not None
-        dropped = x if keep is None else apply_mask(x, keep, scale)
+        dropped = x if keep is None or scale is None else apply_mask(x, keep, scale)
         stacked, hidden = job.stacked, []
         if stacked is not None and len({end - start for start, end in bounds}) == 1:
             n = len(bounds)
@@ -223,18 +223,19 @@ class _LoraProduct(torch.autograd.Function):
         dropped = x if keep is None else apply_mask(x, keep, scale)
         through = grad_x if keep is None or grad_x is None else torch.zeros_like(grad_x)
         if ctx.batched:
-            _lora_backward_batched(job, len(ctx.bounds), grad, dropped, hidden, through)
+            _lora_backward_batched(job, len(ctx.bounds), grad=grad, x=dropped, hidden=hidden, through=through)
         else:
-            _lora_backward_ranges(job, ctx.bounds, grad, dropped, hidden, through)
-        if through is not grad_x and through is not None:
+            _lora_backward_ranges(job, ctx.bounds, grad=grad, x=dropped, hidden=hidden, through=through)
+        if through is not grad_x and through is not None and grad_x is not None:
             grad_x.add_(apply_mask(through, keep, scale))
         grad_x = None if grad_x is None else grad_x.to(ctx.x_dtype)
         return grad_x, (None if at.plain else grad), *([None] * 7)
 
 
 def _lora_backward_batched(
-    job: Job, n: int, grad: torch.Tensor, x: torch.Tensor, hidden: list[torch.Tensor], through: torch.Tensor | None
+    job: Job, n: int, *, grad: torch.Tensor, x: torch.Tensor, hidden: list[torch.Tensor], through: torch.Tensor | None
 ) -> None:
+    """Add A's, B's and the bias's gradients of n equal ranges to the arena, and the input's to `through`."""
     part = job.stacked
     g = grad.view(n, -1, grad.shape[1])  # (slots, tokens, out)
     if part.grad_bias is not None:
@@ -257,11 +258,13 @@ def _lora_backward_batched(
 def _lora_backward_ranges(
     job: Job,
     bounds: Bounds,
+    *,
     grad: torch.Tensor,
     x: torch.Tensor,
     hidden: list[torch.Tensor],
     through: torch.Tensor | None,
 ) -> None:
+    """As `_lora_backward_batched`, range by range."""
     hs = iter(hidden)
     for part, (start, end) in zip(job.parts, bounds, strict=True):
         if part is None:
@@ -377,10 +380,10 @@ class _AddBias(torch.autograd.Function):
 
 
 class SlotDropout:
-    """Stands in for the forward of the base's nn.Dropout: each slot's rate, drawn from the slot's stream. Inputs in which
-    rows cannot be told apart (attention's weights) pass as they are."""
+    """Stands in for the forward of the base's nn.Dropout: each slot's rate, drawn from the slot's stream. Inputs in
+    which rows cannot be told apart (attention's weights) pass as they are."""
 
-    def __init__(self, layer: nn.Dropout, index: int, kind: str, current: Current):
+    def __init__(self, layer: Any, index: int, kind: str, current: Current):
         self.rate, self.index, self.kind, self.current = layer.p, index, kind, current
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:

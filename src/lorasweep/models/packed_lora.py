@@ -328,4 +328,6 @@ class PackedLora:
         from lorasweep.models.peft_format import export_adapter
 
         trial = self._trial(index)
-        export_adapter(self.base, trial.adapter, trial.targets, trial.layout, values["values"], folder)
+        export_adapter(
+            self.base, trial.adapter, trial.targets, layout=trial.layout, values=values["values"], folder=folder
+        )

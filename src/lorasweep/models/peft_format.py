@@ -23,7 +23,13 @@ WEIGHTS = "adapter_model.safetensors"
 
 
 def export_adapter(
-    base: LoadedBase, adapter: AdapterConfig, targets: list[str], layout: RowLayout, values: torch.Tensor, folder: Path
+    base: LoadedBase,
+    adapter: AdapterConfig,
+    targets: list[str],
+    *,
+    layout: RowLayout,
+    values: torch.Tensor,
+    folder: Path,
 ) -> None:
     """Write a slot's values, a row (P,) in the slot's own layout, into `folder`."""
     from safetensors.torch import save_file

@@ -40,17 +40,20 @@ def _evaluate_together(
         batch = base.batch(store, [Segment(slot.index, rows) for slot in slots])
         with torch.no_grad(), base.running(engine.forward(batch, None)):
             logits = base.logits(batch).float()
-        unit = task.unit_losses(logits, batch.labels)
-        predicted = task.predictions(logits)
-        for slot in range(count):
-            predictions[slot].append(predicted.chunk(count)[slot].cpu())
-            losses[slot].append(unit.chunk(count)[slot].cpu())
-    back = torch.argsort(order)
-    labels = store.labels.cpu().numpy()
+        unit = task.unit_losses(logits, batch.labels).cpu()
+        predicted = task.predictions(logits).cpu()
+        for slot, (some, their) in enumerate(
+            zip(predicted.split(batch.unit_counts), unit.split(batch.unit_counts), strict=True)
+        ):
+            predictions[slot].append(some)
+            losses[slot].append(their)
+    # units were seen row by row in `order`: back to the rows' own order
+    back = torch.argsort(torch.repeat_interleave(order, store.units[order]), stable=True)
+    labels = store.unit_labels.cpu().numpy()
     results = []
-    for predicted_parts, loss_parts in zip(predictions, losses, strict=True):
-        table, unit = torch.cat(predicted_parts)[back].numpy(), torch.cat(loss_parts)[back].numpy()
-        results.append((task.metrics(table, labels, unit), table))
+    for slot in range(count):
+        table: np.ndarray = torch.cat(predictions[slot])[back].numpy()
+        results.append((task.metrics(table, labels, torch.cat(losses[slot])[back].numpy()), table))
     return results
 
 

@@ -36,8 +36,8 @@ class Evaluated:
 
 @dataclass(frozen=True)
 class Finished:
-    """The trial's end. best_metrics are those of the kept checkpoint; reason is "steps" or "early_stopping"; seconds are
-    wall time since admission, earlier processes included."""
+    """The trial's end. best_metrics are those of the kept checkpoint; reason is "steps" or "early_stopping"; seconds
+    are wall time since admission, earlier processes included."""
 
     number: int
     step: int

@@ -42,7 +42,7 @@ class Pack:
         ConfigError: a row is longer than the base has positions for.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0917
         self,
         base: LoadedBase,
         task: Task,
@@ -55,8 +55,9 @@ class Pack:
             raise UsageError(f"adapter=full trains one trial at a time and {slots} slots were asked for; use 1")
         self.base, self.task, self.objective = base, task, objective
         pad = base.model.config.pad_token_id
-        self.train = RowStore(train, pad, base.device)
-        self.validation = RowStore(validation, pad, base.device)
+        causal = base.key.head == "causal_lm"
+        self.train = RowStore(train, pad, base.device, causal=causal)
+        self.validation = RowStore(validation, pad, base.device, causal=causal)
         longest, limit = max(self.train.longest, self.validation.longest), base.longest_row
         if limit is not None and longest > limit:
             raise ConfigError(
@@ -155,17 +156,17 @@ class Pack:
 
     def _cut(self, index: int, rows: torch.Tensor) -> Iterator[tuple[Segment, int]]:
         lengths = self.train.lengths[rows]
-        total = int(lengths.sum())
+        total, units = int(lengths.sum()), int(self.train.units[rows].sum())
         if not self.split_rows or total <= self.tokens_per_forward:
-            yield Segment(index, rows), total
+            yield Segment(index, rows, units), total
             return
         first_row = first_token = held = 0
         for at, length in enumerate(lengths.tolist()):
             if at > first_row and held + length > self.tokens_per_forward:
-                yield Segment(index, rows[first_row:at], first_row, first_token), held
+                yield Segment(index, rows[first_row:at], units, first_row, first_token), held
                 first_row, first_token, held = at, first_token + held, 0
             held += length
-        yield Segment(index, rows[first_row:], first_row, first_token), held
+        yield Segment(index, rows[first_row:], units, first_row, first_token), held
 
     def _train(self, segments: list[Segment]) -> list[Event]:
         """Forward and backward of one forward's segments. A slot's loss is the mean over its micro-batch's units, over
@@ -175,11 +176,9 @@ class Pack:
         batch = self.base.batch(self.train, segments)
         with self.engine.base.running(self.engine.forward(batch, keys)):
             logits = self.engine.base.logits(batch)
-            units = self.task.unit_losses(logits, batch.labels)  # (rows,)
-            shares = [1.0 / slot.config.train.batch_size for slot in slots]
-            sums = torch.stack(
-                [part.sum() * share for part, share in zip(units.split(batch.row_counts), shares, strict=True)]
-            )
+            units = self.task.unit_losses(logits, batch.labels)  # (units,)
+            parts = zip(units.split(batch.unit_counts), segments, strict=True)
+            sums = torch.stack([part.sum() / max(1, segment.units) for part, segment in parts])
             weights = [slot.loss_scale / slot.config.train.accumulation for slot in slots]
             (sums * sums.new_tensor(weights)).sum().backward()
         events: list[Event] = []
@@ -306,8 +305,8 @@ class Pack:
         return tensors, slot.fields()
 
     def load_state(self, number: int, config: Config, tensors: dict[str, torch.Tensor], fields: dict[str, Any]) -> None:
-        """Admit a trial as `state` left it, in the slot it had where that is free. On a CPU a pack restored whole goes on
-        bit for bit.
+        """Admit a trial as `state` left it, in the slot it had where that is free. On a CPU a pack restored whole goes
+        on bit for bit.
 
         Raises:
             ModelError, UsageError: as `admit`.
