@@ -307,7 +307,7 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="folder that gets one folder a base")
     parser.add_argument("names", nargs="*", default=list(NAMES), help="bases; default: all")
     arguments = parser.parse_args()
-    torch.set_num_threads(2)  # sums are split by threads: another number gives other last bits
+    torch.set_num_threads(1)  # sums are split by threads, so another number would give other bits
     for name in arguments.names:
         if name not in NAMES:
             parser.error(f"no base named {name}; {nearest(name, NAMES)}")
