@@ -53,9 +53,9 @@ def save_tokenizer(folder: Path, pad: bool = True) -> None:
     ).save_pretrained(folder)
 
 
-def save_bert(folder: Path) -> Path:
+def save_bert(folder: Path, hidden: int = 32) -> Path:
     torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    sizes = {"hidden_size": hidden, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
     BertForSequenceClassification(BertConfig(vocab_size=64, num_labels=2, **sizes)).save_pretrained(folder)
     save_tokenizer(folder)
     return folder
@@ -318,6 +318,19 @@ def test_decoders_pairs_and_large_bases(tmp_path: Path, monkeypatch: pytest.Monk
         registry.predict(shop.folders, uri, rows.texts, rows.pairs)
     answers = registry.predict(shop.folders, uri, rows.texts, rows.pairs, {"base_model": str(moved)})
     assert [answer["label"] for answer in answers] == expected
+
+
+def test_four_bit_bases_and_lower_precision(tmp_path: Path) -> None:
+    base = save_bert(tmp_path / "base", hidden=64)  # bitsandbytes on a CPU wants rows of 64
+    adapter = save_adapter(base, tmp_path / "adapter", 3)
+    blank = Split(texts(30), None, [0] * 30)
+    test = Split(blank.texts, None, [LABELS.index(label) for label in plain_labels(base, adapter, blank)])
+    shop = Workshop(tmp_path, base)
+    for number, (quantization, precision) in enumerate((("nf4", "fp32"), ("nf4", "bf16"), ("none", "bf16"))):
+        config = shop.config()
+        config.quantization.kind, config.train.precision = quantization, precision
+        result = promote(shop.folders, shop.candidate(shop.trial(number, adapter), test, config=config), f"m{number}")
+        assert result.value is not None and result.value > 0.6, (quantization, precision)
 
 
 def test_a_full_checkpoint_is_served_too(shop: Workshop, tmp_path: Path, bert: Any) -> None:

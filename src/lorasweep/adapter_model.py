@@ -6,8 +6,8 @@ stands alone: torch, transformers, peft, pandas and MLflow are all it needs, nev
 Artifacts: `adapter`, a PEFT folder or a whole Hugging Face checkpoint; `base`, where a small base is packed along;
 `tokenizer`, where the checkpoint has none of its own. Settings (`model_config`, each may be overridden at load):
 base_model (a folder or a hub id; wins over the packed base), base_revision, label_names, max_length (tokens a row is
-cut to), batch_size (rows), device (auto, cpu, cuda, cuda:N), dtype, quantization (none, nf4), double_quant,
-trust_remote_code.
+cut to), batch_size (rows), device (auto, cpu, cuda, cuda:N), dtype (of the products: float32, bfloat16, float16),
+quantization (none, nf4), double_quant, trust_remote_code.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class AdapterModel(PythonModel):
             self.model = self._load_adapter(adapter, self._checked(base))
             words = base
         else:
-            self.model = self._load_base(str(adapter), None)[0]
+            self.model = self._load_base(str(adapter), None, [])[0]
             words = context.artifacts.get("tokenizer") or base
         self.tokenizer = self._load_tokenizer(self._checked(words))
         self.model.eval()
@@ -64,11 +64,17 @@ class AdapterModel(PythonModel):
             )
         return base
 
-    def _load_base(self, path: str, revision: str | None) -> tuple[Any, set[str]]:
-        """The classification model at `path`, and the names of the weights that its files lack."""
-        from transformers import AutoModelForSequenceClassification
+    def _load_base(self, path: str, revision: str | None, heads: list[str]) -> tuple[Any, set[str]]:
+        """The classification model at `path` as training had it, and the names of the weights that its files lack.
 
-        options: dict[str, Any] = {"num_labels": len(self.labels), "dtype": self.dtype, "revision": revision}
+        Weights stay in float32 and run under autocast, but for a checkpoint that is stored in `dtype` itself."""
+        import torch
+        from transformers import AutoConfig, AutoModelForSequenceClassification
+
+        trusted = bool(self.settings.get("trust_remote_code"))
+        stored = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=trusted).dtype
+        kept = self.dtype if heads and stored == self.dtype else torch.float32
+        options: dict[str, Any] = {"num_labels": len(self.labels), "dtype": kept, "revision": revision}
         if self.settings.get("quantization") == "nf4":
             from transformers import BitsAndBytesConfig
 
@@ -77,7 +83,9 @@ class AdapterModel(PythonModel):
                 bnb_4bit_quant_type="nf4",
                 bnb_4bit_use_double_quant=bool(self.settings.get("double_quant")),
                 bnb_4bit_compute_dtype=self.dtype,
+                llm_int8_skip_modules=[*heads, "pooler", "lm_head"],
             )
+            options["dtype"] = torch.float32
             options["device_map"] = {"": self.device}
         with silent_loading():
             model, told = AutoModelForSequenceClassification.from_pretrained(
@@ -86,7 +94,7 @@ class AdapterModel(PythonModel):
                 label2id={label: number for number, label in enumerate(self.labels)},
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
-                trust_remote_code=bool(self.settings.get("trust_remote_code")),
+                trust_remote_code=trusted,
                 **options,
             )
         if "device_map" not in options:
@@ -99,8 +107,8 @@ class AdapterModel(PythonModel):
         """Base with adapter. What the base's files lack must come with the adapter: random weights never serve."""
         from peft import PeftModel
 
-        model, lacking = self._load_base(base, self.settings.get("base_revision"))
         saved = json.loads((adapter / "adapter_config.json").read_text()).get("modules_to_save") or []
+        model, lacking = self._load_base(base, self.settings.get("base_revision"), saved)
         random = {name for name in lacking if not set(name.split(".")) & set(saved)}
         if random:
             raise RuntimeError(

@@ -115,10 +115,7 @@ def open_experiment(folders: Folders, client: MlflowClient, name: str) -> str:
     with readable_errors(f"open experiment {name}"):
         found = client.get_experiment_by_name(name)
         if found is None:
-            # Known as classical training, the experiment opens on its runs and not on an empty page of traces.
-            experiment_id = _store(folders).create_experiment(name)
-            client.set_experiment_tag(experiment_id, "mlflow.experimentKind", "custom_model_development")
-            return str(experiment_id)
+            return str(_store(folders).create_experiment(name))
     if found.lifecycle_stage == "deleted":
         raise StorageError(
             f"the MLflow experiment {name} (id {found.experiment_id}) was deleted and still holds the name. Bring it "

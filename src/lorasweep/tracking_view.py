@@ -12,7 +12,8 @@ import re
 
 KEY = "leaderboard"
 TAG = f"mlflow.sharedViewState.{KEY}"
-METRICS = ("eval/accuracy", "eval/f1", "eval/precision", "eval/recall", "eval/roc_auc", "eval/loss", "train/loss")
+# Few, because the page puts metrics before params whatever the order, and a screen shows about nine columns.
+METRICS = ("eval/accuracy", "eval/f1", "eval/loss", "eval/roc_auc")
 LONGEST_TAG = 20_000  # characters that MLflow keeps of an experiment's tag
 _NOT_IN_PARAM_NAMES = re.compile(r"[^/\w.\- :]")
 
@@ -23,12 +24,12 @@ def param_name(key: str) -> str:
 
 
 def saved_view(metric: str, direction: str, space_keys: list[str], created_ms: int) -> str:
-    """The value of the experiment tag `TAG`: trials as rows, the objective first, then the swept params, the other
-    metrics and the state, sorted by the objective in its direction. Columns that would not fit are left out."""
+    """The value of the experiment tag `TAG`: trials as rows, the objective first, then other metrics, the
+    swept params and the state, sorted by the objective in its direction. Columns that would not fit are left out."""
     metrics = [f"metrics.`{name}`" for name in METRICS if name != metric]
     params = [f"params.`{param_name(key)}`" for key in space_keys]
     while True:
-        columns = [f"metrics.`{metric}`", *params, *metrics, "metrics.`train/samples`", "tags.`lorasweep.state`"]
+        columns = [f"metrics.`{metric}`", *metrics, *params, "tags.`lorasweep.state`"]
         state = {
             "searchFilter": "tags.`lorasweep.kind` = 'trial'",
             "orderByKey": f"metrics.`{metric}`",
