@@ -5,14 +5,22 @@ from __future__ import annotations
 import io
 import json
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from lorasweep.leaderboard import Leaderboard, rank, table
+from lorasweep.config.home import Folders
+from lorasweep.config.schema import Config
+from lorasweep.errors import UsageError
+from lorasweep.leaderboard import Leaderboard, load, rank, table
 from lorasweep.records import TrialRecord, TrialState
+from lorasweep.search.space import parse_space
+from lorasweep.search.study import SweepStudy
 
 C, F, P, R = TrialState.COMPLETE, TrialState.FAILED, TrialState.PRUNED, TrialState.RUNNING
 
@@ -137,3 +145,27 @@ def test_top_shows_the_first_rows_alone() -> None:
 def test_keys_with_the_same_ending_are_told_apart() -> None:
     text = render(board([TrialRecord(0, C, 0.5, params={"a.lr": 0.1, "b.lr": 0.2})]), 100)
     assert "a.lr" in text and "b.lr" in text
+
+
+def test_a_stored_sweep_is_loaded_and_an_unknown_one_is_named(tmp_path: Path) -> None:
+    config = Config()
+    config.sweep.name, config.sweep.trials = "quick", 3
+    config.sweep.space = {"optimizer.lr": "interval(1e-4, 1e-2)"}
+    space = parse_space(config.sweep.space, config)
+    study = SweepStudy.open(Folders(tmp_path), config, space, {"objective": "x"}, [], sweep_file="quick")
+    for value in (0.5, 0.75):
+        asked = study.ask()
+        assert asked is not None
+        study.complete(asked.number, value, TrialRecord(asked.number, C, value, params=asked.params))
+    overrides = [f"tracking.dir={tmp_path}"]
+    found = load("quick", overrides)
+    assert (found.sweep, found.metric, found.direction) == ("quick", "eval/accuracy", "maximize")
+    assert [(row["rank"], row["trial"], row["value"]) for row in found.rows] == [(1, 1, 0.75), (2, 0, 0.5)]
+    with pytest.raises(UsageError, match="quick"):
+        load("qick", overrides)
+
+
+def test_the_leaderboard_needs_no_mlflow_and_no_torch() -> None:
+    code = "import sys, lorasweep.leaderboard, lorasweep.search.study; print({'mlflow', 'torch'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"

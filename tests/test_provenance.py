@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lorasweep import provenance
+from lorasweep.config.schema import Config
 from lorasweep.provenance import REDACTED, redact
 
 SECRET = "q8ZkP2vLx0Tn"
@@ -23,6 +24,7 @@ SECRET = "q8ZkP2vLx0Tn"
         f"https://user:{SECRET}@example.org/data.csv",
         f"https://{SECRET}@example.org/data.csv",
         f"password={SECRET}",
+        f"token={SECRET}",
         f"db_password: '{SECRET}'",
         f'{{"api_key": "{SECRET}"}}',
         f"--hf-token={SECRET}",
@@ -82,6 +84,19 @@ def test_git_state_knows_a_changed_file(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("2")
     provenance.git_state.cache_clear()
     assert provenance.git_state(tmp_path) == (commit, "true")
+
+
+def test_gather_names_what_the_numbers_come_from() -> None:
+    config = Config()
+    config.train.seed, config.launcher.device = 5, "cpu"
+    tags = provenance.gather(config, "d" * 64, "b" * 64)
+    assert tags["lorasweep.seed"] == "5" and tags["lorasweep.fingerprint.data"] == "d" * 64
+    assert tags["lorasweep.fingerprint.base"] == "b" * 64 and len(tags["lorasweep.fingerprint.config"]) == 64
+    wanted = {"version", "git.commit", "git.dirty", "python", "packages", "device"}
+    assert {f"lorasweep.{key}" for key in wanted} <= tags.keys()
+    assert all(isinstance(value, str) and value for value in tags.values())
+    config.train.seed = 6
+    assert provenance.gather(config, "", "")["lorasweep.fingerprint.config"] != tags["lorasweep.fingerprint.config"]
 
 
 def test_package_versions_and_device() -> None:

@@ -41,7 +41,8 @@ def schema(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def folders(tmp_path: Path, schema: Path) -> Folders:
     folders = Folders(tmp_path / "my project")  # a space in the path
     folders.tracking.mkdir()
-    folders.mlflow_db.write_bytes(schema.read_bytes())
+    with sqlite3.connect(schema) as source, sqlite3.connect(folders.mlflow_db) as target:
+        source.backup(target)  # not a plain copy: part of the database lies in its write-ahead log
     # The template's default experiment keeps its own path; the sweep's experiment must still lie in this folder.
     return folders
 
@@ -282,6 +283,19 @@ def test_secrets_and_long_values(folders: Folders) -> None:
         assert not path.is_file() or "pa55word" not in path.read_text(errors="replace")
     long = run.data.params["data.label_names"]
     assert len(long) == LONGEST_PARAM and "shortened from" in long and "sha256" in long
+
+
+def test_readers_do_not_block_the_writer(folders: Folders) -> None:
+    tracker = opened(folders)
+    start(tracker)
+    reader = sqlite3.connect(folders.mlflow_db)
+    assert reader.execute("pragma journal_mode").fetchone() == ("wal",)
+    reader.execute("begin")
+    reader.execute("select count(*) from metrics").fetchone()  # an open read, as the page's
+    begun = time.monotonic()
+    tracker.finish_trial(0, complete(), {})
+    assert time.monotonic() - begun < 10  # with SQLite's default journal this waits for its 20 s of patience
+    reader.close()
 
 
 def test_shortening_says_so() -> None:

@@ -44,11 +44,13 @@ _ASSIGNED = re.compile(
 )
 _BEARER = re.compile(r"(?i)\b(bearer\s+)(?!\[redacted\])[\w.~+/=-]{8,}")
 _SECRET_NAME = re.compile(r"(?i)(token|secret|password|passwd|api_?key|access_?key|credential)")
-SHORTEST_ENVIRONMENT_SECRET = 8  # shorter values ("true", "1234") would blot out ordinary words
+SHORTEST_SECRET = 8  # characters; shorter values of variables ("true", "1234") would blot out ordinary words
 
 
 def redact(text: str) -> str:
     """The text without access tokens, logins in URLs, assigned secrets and values of secret environment variables."""
+    if len(text) < SHORTEST_SECRET:
+        return text
     for value in _environment_secrets():
         text = text.replace(value, REDACTED)
     text = _TOKENS.sub(REDACTED, text)
@@ -61,11 +63,16 @@ def _environment_secrets() -> list[str]:
     found = {
         value
         for name, value in os.environ.items()
-        if _SECRET_NAME.search(name)
-        and len(value) >= SHORTEST_ENVIRONMENT_SECRET
+        if _names_a_secret(name)
+        and len(value) >= SHORTEST_SECRET
         and not value.startswith(("/", "~", "."))  # HF_TOKEN_PATH and the like name a file
     }
     return sorted(found, key=len, reverse=True)
+
+
+@functools.cache
+def _names_a_secret(variable: str) -> bool:
+    return _SECRET_NAME.search(variable) is not None
 
 
 def gather(config: Config, data_fingerprint: str, base_fingerprint: str) -> dict[str, str]:

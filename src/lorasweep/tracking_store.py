@@ -90,7 +90,12 @@ def _make_store(uri: str, artifacts: str, lock: Path) -> Any:
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
     with one_process_at_a_time(lock):
-        return SqlAlchemyStore(uri, artifacts)
+        store = SqlAlchemyStore(uri, artifacts)
+        # Kept in the file, so that every later connection has it: the page reads while workers write, and a commit
+        # waits for the disk once instead of three times. A file system that cannot do it keeps SQLite's default.
+        with store.engine.connect() as connection:
+            connection.exec_driver_sql("PRAGMA journal_mode=WAL")
+        return store
 
 
 @contextmanager
