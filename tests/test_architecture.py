@@ -12,8 +12,9 @@ SOURCE = Path(__file__).parent.parent / "src" / "lorasweep"
 # Rooms from the top down: a module imports from its own room or from rooms further down, never up.
 LAYERS = [
     ("cli",),
-    ("report", "planning", "promotion", "ui", "doctor"),
+    ("planning", "promotion", "ui", "doctor"),
     ("sweep",),
+    ("report",),
     ("leaderboard", "registry", "live"),
     ("launchers",),
     ("worker",),
@@ -35,8 +36,8 @@ OWNERS = {
     "optuna": {"search"},
     "mlflow": {"tracking", "registry", "adapter_model"},
     "ray": {"launchers/ray"},
-    "hydra": {"config/compose", "search/space", "cli"},
-    "omegaconf": {"config/compose", "search/space", "cli"},
+    "hydra": {"config", "search/space", "cli"},
+    "omegaconf": {"config", "search/space", "cli"},
     "datasets": {"data", "metrics"},
     "evaluate": {"metrics"},
     "bitsandbytes": {"models"},

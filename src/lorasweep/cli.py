@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import re
 import sys
@@ -35,6 +36,8 @@ def main(argv: list[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
+    # bitsandbytes asks for an optional kernel package at each import on CPUs with avx512_bf16; it works without
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     as_json = "--json" in words
     try:
         arguments, overrides = parse(words)
@@ -88,7 +91,7 @@ def build_parser() -> argparse.ArgumentParser:
     board.add_argument("--top", type=int, metavar="K", help="only the first K rows")
     report = command("report", _report, "write a self-contained HTML page about a sweep")
     report.add_argument("name")
-    report.add_argument("--out", type=Path, metavar="FILE", help="where to write it; default: NAME-report.html")
+    report.add_argument("--out", type=Path, metavar="FILE", help="where to write it; default: beside the sweep's other files")
     promote = command("promote", _promote, "score the best trial on the test split and register it as champion")
     promote.add_argument("name")
     promote.add_argument("--as", dest="model_name", metavar="MODEL", help="registered model; default: the sweep's name")

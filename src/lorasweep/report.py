@@ -66,15 +66,23 @@ def write(name: str, overrides: list[str], out: Path | None = None) -> Path:
     Raises:
         UsageError: no sweep of this name was ever started.
     """
-    from lorasweep import tracking
-
     home = Home.find()
     folders = Folders(compose.tracking_folder(overrides, home))
-    study = SweepStudy.load(folders, name)
-    path = (out or folders.sweep(name) / "report.html").resolve()
+    return attach(SweepStudy.load(folders, name), folders, out)
+
+
+def attach(study: SweepStudy, folders: Folders, out: Path | None = None) -> Path:
+    """Write the report of a study to `out` (default: beside the sweep's files) and to the sweep's own MLflow run.
+
+    Raises:
+        StorageError: MLflow has no run of this sweep.
+    """
+    from lorasweep import tracking
+
+    path = (out or folders.sweep(study.name) / "report.html").resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(render(study, folders), encoding="utf-8")
-    tracking.attach_to_sweep(folders, name, path, "report")
+    tracking.attach_to_sweep(folders, study.name, path, "report")
     return path
 
 

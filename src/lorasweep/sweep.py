@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from lorasweep import leaderboard, live
+from lorasweep import leaderboard, live, report
 from lorasweep.config import compose
 from lorasweep.config.home import Folders, Home
 from lorasweep.config.schema import TRIAL_GROUPS, Config
@@ -227,6 +227,7 @@ def _launch(
         tracker.open_sweep(config, compose.to_yaml(config), keys)
         local.launch(Worker(study, tracker, workbench, home, progress, threading.Event()), config.launcher)
         tracker.close_sweep(_summary(study))
+        report.attach(study, folders)
     finally:
         tracker.close()
 

@@ -387,3 +387,19 @@ def _place(source: Path, target: Path) -> None:
     else:
         shutil.copy2(source, part)
     part.replace(target)
+
+
+def attach_to_sweep(folders: Folders, sweep: str, source: Path, folder: str) -> None:
+    """Copy a file into the artifacts of the sweep's own run, below `folder`.
+
+    Raises:
+        StorageError: MLflow has no run of this sweep, or cannot be written.
+    """
+    client = open_client(folders)
+    with readable_errors(f"attach {source.name} to sweep {sweep}"):
+        experiment = client.get_experiment_by_name(sweep)
+        clause = "tags.`lorasweep.kind` = 'sweep'"
+        runs = client.search_runs([experiment.experiment_id], clause, max_results=1) if experiment else []
+        if not runs:
+            raise StorageError(f"{folders.mlflow_db} has no run of sweep {sweep}; start it with `lorasweep sweep {sweep}`")
+        _place(source, _artifact_folder(runs[0]) / folder / source.name)
