@@ -76,7 +76,7 @@ class Proposals(BaseSampler):
         return {}
 
     def _unvisited_grid(self) -> list[dict[str, Any]]:
-        """Every point of the grid that is not enqueued; the order is drawn from the seed, so that a cut grid is fair."""
+        """Every point of the grid that is not enqueued, in an order drawn from the seed: a cut grid stays fair."""
         axes = [_grid_values(dimension) for dimension in self.space.dimensions]
         size = math.prod(len(axis) for axis in axes)
         if size > LARGEST_GRID:

@@ -171,7 +171,14 @@ def parse_space(space: dict[str, Any], config: Config | None = None, *, allow_em
         )
     for key in space:
         _check_key(key)
-    return Space(tuple(_dimension(key, value) for key, value in space.items()))
+    dimensions = tuple(_dimension(key, value) for key, value in space.items())
+    for dimension in dimensions:
+        if dimension.kind == "float" and keys().get(dimension.key, "").startswith("int"):
+            raise ConfigError(
+                f"`sweep.space` key `{dimension.key}`: {space[dimension.key]} draws fractions, and the setting is an "
+                "integer; write int(interval(low, high)) or range(low, high, step)"
+            )
+    return Space(dimensions)
 
 
 def _enqueued_values(points: list[dict[str, Any]]) -> dict[str, list[Any]]:
@@ -254,7 +261,8 @@ def _range(key: str, swept: Any, text: str) -> Dimension:
             f"`sweep.space` key `{key}`: {text} has a step of {step}; leave it out or make it another number"
         )
     if swept.shuffle:
-        return _choice(key, [_tidy(number) for number in swept.range()], text)
+        count = max(0, math.ceil((last - first) / step - 1e-9))  # as Python's range: the end is not among them
+        return _choice(key, [_tidy(first + place * step) for place in range(count)], text)
     whole = all(isinstance(number, int) for number in (first, last, step))
     if step < 0:
         _check_bounds(key, last, first, log, text)

@@ -258,9 +258,7 @@ class SweepStudy:
         """
         if not math.isfinite(value):
             raise TrialFailed("diverged", f"trial {number}: {self.metric} is {value}; a value must be finite")
-        with readable_errors(self.folders):
-            self._storage.set_trial_intermediate_value(self._id(number), record.samples, value)
-        self._tell(number, record, "PRUNED", None)
+        self._tell(number, record, "PRUNED", value)
 
     def fail(self, number: int, record: TrialRecord) -> None:
         """Tell a failed trial; `record.reason` says why.
@@ -278,6 +276,9 @@ class SweepStudy:
         with readable_errors(self.folders):
             if self.proposals is not None:
                 self._study.sampler = self.proposals
+            if state == "PRUNED" and value is not None:  # Optuna takes its last report as a pruned trial's value
+                self._storage.set_trial_intermediate_value(self._id(number), record.samples, value)
+                value = None
             self._study.tell(number, values=value, state=optuna.trial.TrialState[state])
 
     # -- reading ----------------------------------------------------------------------------------------------------

@@ -1,0 +1,55 @@
+"""When a continued sweep is still the same one."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import pytest
+
+from lorasweep.config.schema import Config
+from lorasweep.errors import UsageError
+from lorasweep.search.identity import check_same, differences
+
+WAS: dict[str, Any] = {
+    "space": {"optimizer.lr": {"low": 0.1, "high": 1.0}},
+    "enqueue": [],
+    "train": asdict(Config().train),
+}
+
+
+def test_the_same_is_the_same() -> None:
+    check_same("s", WAS, {**WAS, "train": dict(reversed(WAS["train"].items()))})
+
+
+@pytest.mark.parametrize(
+    ("now", "line"),
+    [
+        ({"space": {"optimizer.lr": {"low": 0.1, "high": 2.0}}}, "space.optimizer.lr.high: 1.0 -> 2.0"),
+        ({"space": {**WAS["space"], "adapter.r": {"low": 1}}}, "space.adapter.r.low: not set -> 1"),
+        ({"space": {}}, "space.optimizer.lr.high: 1.0 -> not set"),
+        ({"enqueue": [{"adapter.r": 1}]}, "enqueue: [] -> [{'adapter.r': 1}]"),
+        ({"train": {**WAS["train"], "seed": 1}}, "train.seed: 0 -> 1"),
+    ],
+)
+def test_every_difference_is_shown(now: dict[str, Any], line: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        check_same("rank", WAS, {**WAS, **now})
+    message = str(caught.value)
+    assert f"  {line}" in message.splitlines()
+    assert "lorasweep resume rank" in message and "sweep.name=NEW" in message
+
+
+def test_many_and_long_differences_are_cut() -> None:
+    was = {"enqueue": ["x" * 500], **{f"k{n}": 0 for n in range(20)}}
+    with pytest.raises(UsageError, match="and 9 more") as caught:
+        check_same("s", was, {**{f"k{n}": 1 for n in range(20)}, "enqueue": []})
+    assert max(map(len, str(caught.value).splitlines())) < 250
+
+
+def test_a_setting_that_a_newer_version_added_is_no_difference_at_its_default() -> None:
+    older = {**WAS, "train": {key: value for key, value in WAS["train"].items() if key != "base_dropout"}}
+    check_same("s", older, WAS)
+    changed = {**WAS, "train": {**WAS["train"], "base_dropout": 0.1}}
+    assert [key for key, _, _ in differences(older, changed)] == ["train.base_dropout"]
+    assert differences(WAS, older)  # but one that is gone is
