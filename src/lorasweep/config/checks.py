@@ -6,6 +6,7 @@ Neighbours: `schema` (bounds live on its fields), `compose` (calls this on every
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -48,7 +49,7 @@ def _field_problems(node: Any, prefix: str) -> Iterator[str]:
         if choices and value not in choices:
             hint = nearest(str(value), choices)
             close = f"; {hint}" if hint.startswith("did you mean") else ""
-            yield f"`{key}` must be {' or '.join(choices)}, got {value!r}{close}"
+            yield f"`{key}` must be one of {', '.join(choices)}, got {value!r}{close}"
         for name, (holds, text) in BOUNDS.items():
             limit = field.metadata.get(name)
             if limit is not None and not holds(value, limit):
@@ -83,6 +84,12 @@ def _cross_problems(config: Config) -> Iterator[str]:
             yield str(error)
     if not config.sweep.objective.metric.strip():
         yield "`sweep.objective.metric` is empty: name a logged metric, for example eval/accuracy"
+    classes = len(config.data.label_names) or (config.data.classes if config.data.kind == "demo_reviews" else 2)
+    if config.task.average == "binary" and classes != 2:
+        yield f"`task.average`=binary needs two classes, the data have {classes}; use macro or weighted"
+    device = config.launcher.device
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
+        yield f"`launcher.device` must be auto, cpu, cuda or cuda:N, got {device!r}"
     slots = config.launcher.slots
     if slots != "auto" and (not isinstance(slots, int) or isinstance(slots, bool) or slots < 1):
         yield f"`launcher.slots` must be auto or an integer > 0, got {slots!r}"
@@ -101,7 +108,7 @@ def _data_problems(config: Config) -> Iterator[str]:
     if data.kind == "demo_reviews" and data.classes not in (2, 4):
         yield f"`data.classes` must be 2 or 4, got {data.classes}"
     if data.test is not None and data.test in (data.train, data.validation):
-        yield f"`data.test` must differ from train and validation, got {data.test} twice: it is sealed from search"
+        yield f"`data.test` must be another file than train and validation, got {data.test} twice: search never sees it"
 
 
 def _adapter_problems(config: Config) -> Iterator[str]:

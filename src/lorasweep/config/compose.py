@@ -1,8 +1,8 @@
-"""Overrides to a typed, checked config. With `cli` and `search.space` the only code that knows Hydra.
+"""Overrides to a typed, checked config. With `words` and `search.space` the only code that knows Hydra.
 
 A user's conf/ and sweeps/ come before ours on the search path. Hydra keeps its state in the process: each
 composition here puts back what it found, and changes neither the current folder nor logging. Neighbours: `schema`,
-`checks`, `home`, `explain` (refusals in the user's words).
+`checks`, `home`, `words` (one override), `explain` (refusals in the user's words).
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from lorasweep.config import explain
 from lorasweep.config.checks import check_config
 from lorasweep.config.home import Home
 from lorasweep.config.schema import GROUPS, TRIAL_GROUPS, Config, TrackingConfig
+from lorasweep.config.words import literal, override_string, parse_overrides
 from lorasweep.errors import ConfigError
 
+PACKAGE_LINE = "# @package _global_"  # without it, a sweep file's keys would land below `sweeps`
 COMPOSED_KEPT = 32  # configs of one sweep kept in memory: one for each combination of swept groups
-_BARE = re.compile(r"[A-Za-z_/][\w./@:-]*", re.ASCII)  # text that Hydra's grammar reads as itself without quotes
-_KEYWORDS = {"null", "true", "false", "nan", "inf"}
 _search_folders: list[Path] = []  # read by our search path plugin while one composition runs
 _composed: dict[Any, Config] = {}
 
@@ -63,58 +63,21 @@ def compose_trial(overrides: Iterable[str], sweep: str | None, params: dict[str,
     return config
 
 
-def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
-    """`key=value` words as values of Python types.
-
-    Raises:
-        ConfigError: a word that is no override, or one that adds, deletes or sweeps (`a,b`).
-    """
-    words = list(overrides)
-    if not words:
-        return {}  # Hydra's parser takes 0.1 s to import
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
-    parser, parsed = OverridesParser.create(), {}
-    for word in words:
-        if "=" not in word:
-            raise ConfigError(f"`{word}` is no override; write key=value")
-        if word[0] in "+~":
-            raise ConfigError(
-                f"`{word}`: every setting exists already, nothing is added or taken away; write key=value"
-            )
-        try:
-            override = parser.parse_override(word)
-        except HydraException as error:
-            raise ConfigError(_syntax(word, error)) from None
-        if override.is_sweep_override():
-            raise ConfigError(f"`{word}` holds several values; `sweep.space` of a file in sweeps/ is where values vary")
-        if override.is_hydra_override() or override.key_or_group in ("hydra", "sweeps"):
-            raise ConfigError(f"`{word}`: {override.key_or_group.partition('.')[0]} is no setting of lorasweep's")
-        parsed[override.key_or_group] = _plain(override.value())
-    return parsed
-
-
 def tracking_folder(overrides: Iterable[str], home: Home) -> Path:
     """The folder of mlflow.db and mlruns/ for commands that need nothing else of a config.
 
     Raises:
-        ConfigError: a word that is no override.
+        ConfigError: a word that is no override, or one of an unknown key.
     """
     folder = parse_overrides(overrides).get("tracking.dir")
     return home.tracking_dir(TrackingConfig(dir=None if folder is None else str(folder)))
-
-
-def override_string(key: str, value: Any) -> str:
-    """`key=value` that Hydra reads back as this very value: quoted where it must be, interpolations kept as text."""
-    return f"{key}={_text(value)}"
 
 
 def to_yaml(config: Config) -> str:
     """The resolved config as YAML."""
     from omegaconf import OmegaConf
 
-    return OmegaConf.to_yaml(OmegaConf.create(_literal(asdict(config))), resolve=True)
+    return OmegaConf.to_yaml(OmegaConf.create(literal(asdict(config))), resolve=True)
 
 
 def trial_fingerprint(config: Config) -> str:
@@ -133,7 +96,7 @@ def from_json(document: dict[str, Any]) -> Config:
     from omegaconf.errors import OmegaConfBaseException
 
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.create(_literal(document)))
+        merged = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.create(literal(document)))
         return OmegaConf.to_object(merged)  # type: ignore[return-value]
     except OmegaConfBaseException as error:
         raise ConfigError(
@@ -152,30 +115,31 @@ def _compose(home: Home, sweep: str | None, overrides: list[str]) -> Config:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    file = home.find_sweep(sweep) if sweep else None
+    file = home.find_sweep(sweep) if sweep is not None else None
     given = parse_overrides(overrides)
-    for key in given:
-        if key in GROUPS and not isinstance(given[key], str):
-            raise ConfigError(f"`{key}={_text(given[key])}`: {key} can be {', '.join(explain.options(key, home))}")
-    words = ([f"sweeps={sweep}"] if sweep else []) + overrides
+    for key in (key for key in given if key in GROUPS):
+        if not isinstance(given[key], str):
+            raise ConfigError(f"`{key}={given[key]}`: {key} can be {', '.join(explain.options(key, home))}")
+        if given[key] not in explain.options(key, home):  # also a path out of the group, ../data/x
+            raise ConfigError(explain.unknown_option(key, given[key], home))
+    words = ([f"sweeps={sweep}"] if file else []) + overrides
     with _hydra_at_rest(home):
         try:
             with initialize_config_dir(str(home.shipped / "conf"), version_base="1.3", job_name="lorasweep"):
                 composed = hydra_compose("config", overrides=words)
         except (HydraException, OmegaConfBaseException) as error:
             raise _explain(error, home, given, file) from None
-        except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        except yaml.YAMLError as error:  # its message names the file, line and column
             raise ConfigError(f"a YAML file cannot be read: {' '.join(str(error).split())}") from None
-        except (TypeError, AttributeError, ValueError) as error:  # Hydra's own, on a file that is no mapping
-            raise ConfigError(
-                f"{file or home.root / 'conf'} is not laid out as settings in groups ({explain.first_line(error)})"
-            ) from None
-    return _typed(composed, home, sweep)
+        except (TypeError, AttributeError, ValueError, OSError) as error:  # Hydra's own, on a file that is no mapping
+            problem = explain.layout_problem(file) if file else explain.first_line(error)
+            raise ConfigError(f"{problem or explain.first_line(error)} (in {file or home.root / 'conf'})") from None
+    return _typed(composed, home, sweep, given, file)
 
 
 def _cached(home: Home, sweep: str | None, overrides: tuple[str, ...]) -> Config:
     """A composed config of one's own; composed once for the same words as long as the sweep file stays the same."""
-    file = home.find_sweep(sweep) if sweep else None
+    file = home.find_sweep(sweep) if sweep is not None else None
     key = (home, sweep, overrides, file.stat().st_mtime_ns if file else 0)
     if key not in _composed:
         config = _compose(home, sweep, list(overrides))
@@ -241,7 +205,7 @@ def _register() -> None:
     Plugins.instance().register(UserFoldersFirst)
 
 
-def _typed(composed: Any, home: Home, sweep: str | None) -> Config:
+def _typed(composed: Any, home: Home, sweep: str | None, given: dict[str, Any], file: Path | None) -> Config:
     from omegaconf import OmegaConf
     from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
@@ -252,7 +216,8 @@ def _typed(composed: Any, home: Home, sweep: str | None) -> Config:
         raise ConfigError(_missing(key)) from None
     except OmegaConfBaseException as error:
         key = str(getattr(error, "full_key", None) or "")
-        raise ConfigError(f"`{key}`: {explain.first_line(error)}" if key else explain.first_line(error)) from None
+        said = f"`{key}`: {explain.first_line(error)}" if key else explain.first_line(error)
+        raise ConfigError(said if key in given or not file else f"{said} (in {file})") from None
     if not isinstance(config, Config):
         raise ConfigError(
             f"{home.root / 'conf' / 'config.yaml'} is not lorasweep's: its defaults list must begin with "
@@ -269,16 +234,18 @@ def _set_values(config: Config, params: dict[str, Any]) -> Config:
     from omegaconf.errors import OmegaConfBaseException
 
     known = explain.keys()
-    for key, value in params.items():
-        group, _, name = key.partition(".")
+    for key in params:
         if key not in known:
             raise ConfigError(explain.refused_value(key, ""))
-        node = OmegaConf.structured(getattr(config, group))
-        try:
-            OmegaConf.update(node, name, _literal(value))
-            setattr(config, group, OmegaConf.to_object(node))
-        except OmegaConfBaseException as error:
-            raise ConfigError(explain.refused_value(key, explain.first_line(error))) from None
+    for group in dict.fromkeys(key.partition(".")[0] for key in params):
+        section = getattr(config, group)
+        node = OmegaConf.structured(type(section)(**literal(vars(section))))  # its text is text, not an interpolation
+        for key, value in ((key, value) for key, value in params.items() if key.startswith(f"{group}.")):
+            try:
+                OmegaConf.update(node, key.partition(".")[2], literal(value))
+            except OmegaConfBaseException as error:
+                raise ConfigError(explain.refused_value(key, explain.first_line(error))) from None
+        setattr(config, group, OmegaConf.to_object(node))
     return config
 
 
@@ -286,78 +253,56 @@ def _set_values(config: Config, params: dict[str, Any]) -> Config:
 
 
 def _explain(error: Exception, home: Home, given: dict[str, Any], file: Path | None) -> ConfigError:
-    """What Hydra or OmegaConf refused, and where it stands: in an override, the sweep file or the user's conf/."""
+    """What Hydra or OmegaConf refused, and in which file it stands where it is no override of `given`."""
     from hydra.errors import MissingConfigException
+    from omegaconf.errors import OmegaConfBaseException
 
-    cause = error.__cause__ or error
+    cause: BaseException = error.__cause__ or error
+    if isinstance(error.__context__, OmegaConfBaseException):
+        cause = error.__context__  # while a file was merged: Hydra names the file, OmegaConf the key
     text = str(error)
-    if isinstance(error, MissingConfigException):
-        missing = re.search(r"Could not (?:find|load) '([^']+)'", text)
-        path = missing.group(1) if missing else ""
-        group, _, option = path.partition("/")
-        where = "" if given.get(group) == option else f" (in {file})" if file else f" (in {home.root / 'conf'})"
-        if group in GROUPS and option:
-            return ConfigError(explain.unknown_option(group, option, home) + where)
-        return ConfigError(f"{explain.first_line(error)}{where}")
-    if "Could not override" in text and "No match in the defaults list" in text:  # `override /modle: x`, or `modle=x`
-        wrong = re.search(r"Could not override '([^'@]+)", text)
-        group = wrong.group(1).strip("/") if wrong else ""
-        if group not in given:
-            return ConfigError(f"there is no group `{group}`; {explain.nearest_key(group)} (in {file})")
+    inside = re.match(r"In '([^']+)'", text)  # the config that was being read: `sweeps/mine`, `optimizer/ours`
+    place = _config_file(inside.group(1), home) if inside else file
+    where = f" (in {place})" if place else ""
+    if isinstance(error, MissingConfigException):  # named by a defaults list: the sweep file's, or conf/config.yaml's
+        return ConfigError(f"{_missing_config(text, home)} (in {file or place})")
+    wrong = re.search(r"Could not override '([^'@]+).*No match in the defaults list", text, re.DOTALL)
+    if wrong and wrong.group(1).strip("/") not in given:  # `override /modle: x`
+        group = wrong.group(1).strip("/")
+        return ConfigError(f"there is no group `{group}`; {explain.nearest_key(group)}{where}")
+    twice = re.match(r"Multiple values for (\w+)\. To override a value use 'override \w+: ([^']+)'", text)
+    if twice:
+        return ConfigError(
+            f"`{twice.group(1)}` has a default already: write `override /{twice.group(1)}: {twice.group(2)}`{where}"
+        )
     key = re.search(r"(?:Could not override '|Error merging override )([\w.@/-]+)", text)
-    name = key.group(1) if key else getattr(cause, "full_key", None)
+    name = str(key.group(1) if key else getattr(cause, "full_key", None) or "")
+    if place and place == file and name in ("", "sweeps"):
+        return ConfigError((explain.layout_problem(place) or f"it must begin with the line `{PACKAGE_LINE}`") + where)
     if not name:
-        return ConfigError(f"{explain.first_line(error)} (in {file})" if file else explain.first_line(error))
-    where = "" if name in given else f" (in {file})" if file else f" (in {home.root / 'conf'})"
-    if file and name.split(".")[0] == "sweeps":
-        return ConfigError(f"{file} must begin with the line `# @package _global_`")
-    return ConfigError(explain.refused_value(str(name), explain.first_line(cause)) + where)
+        return ConfigError(f"{_without_place(text)}{where}")
+    return ConfigError(explain.refused_value(name, explain.first_line(cause)) + ("" if name in given else where))
+
+
+def _missing_config(text: str, home: Home) -> str:
+    missing = re.search(r"Could not (?:find|load) '([^']+)'", text)
+    group, _, option = (missing.group(1) if missing else "").partition("/")
+    return explain.unknown_option(group, option, home) if group in GROUPS and option else _without_place(text)
+
+
+def _config_file(name: str, home: Home) -> Path:
+    """Where the config of this name lies: the first on the search path."""
+    folders = [home.root, home.shipped] if name.startswith("sweeps/") else [home.root / "conf", home.shipped / "conf"]
+    files = [folder / f"{name}.yaml" for folder in folders]
+    return next((path for path in files if path.is_file()), files[0])
+
+
+def _without_place(text: str) -> str:
+    """Hydra's sentence on one line, without the config it was in."""
+    return " ".join(re.sub(r"^In '[^']+': ", "", text).split())
 
 
 def _missing(key: str) -> str:
     if key == "model.path":
         return "`model.path` is missing: a hub id or a folder, for example model=hf model.path=/models/my-encoder"
     return f"`{key}` has no value yet; give it with {key}=VALUE"
-
-
-def _syntax(word: str, error: BaseException) -> str:
-    reason = re.sub(r"^Error parsing override '.*'$", "not key=value", explain.first_line(error))
-    return f"cannot read the override `{word}`: {reason}. Quote text with commas, spaces or brackets: key=\"'a b'\""
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    return getattr(value, "text", value)  # QuotedString
-
-
-def _literal(value: Any) -> Any:
-    """The value with `${` escaped, so that OmegaConf does not take text for an interpolation."""
-    if isinstance(value, str):
-        return re.sub(r"(\\*)\$\{", lambda found: found.group(1) * 2 + "\\${", value)
-    if isinstance(value, list | tuple):
-        return [_literal(item) for item in value]
-    if isinstance(value, dict):
-        return {key: _literal(item) for key, item in value.items()}
-    return value
-
-
-def _text(value: Any) -> str:
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    if isinstance(value, int | float):
-        return repr(value)
-    if isinstance(value, list | tuple):
-        return "[" + ",".join(_text(item) for item in value) + "]"
-    if isinstance(value, dict):
-        return "{" + ",".join(f"{_text(key)}:{_text(item)}" for key, item in value.items()) + "}"
-    text = str(value)
-    if _BARE.fullmatch(text) and text.lower() not in _KEYWORDS:
-        return text
-    # in quotes a backslash is plain unless a quote follows it, or the end
-    escaped = re.sub(
-        r"(\\*)(\"|$)", lambda m: m.group(1) * 2 + ("\\" + m.group(2) if m.group(2) else ""), _literal(text)
-    )
-    return f'"{escaped}"'

@@ -5,6 +5,7 @@ Neighbours: `schema` (what is written down), `explain` (types in words).
 
 from __future__ import annotations
 
+import itertools
 import sys
 from dataclasses import Field, fields, is_dataclass
 from pathlib import Path
@@ -43,10 +44,21 @@ def _section(name: str, node: Any, home: Home) -> str:
     lines = [f"## {name}", "", f"{(type(node).__doc__ or '').strip()}", ""]
     if name in GROUPS:
         shipped = Home(home.shipped, home.shipped)
-        lines += [f"Options: {', '.join(f'`{name}={option}`' for option in options(name, shipped))}.", ""]
+        lines += [
+            _option(name, option, home.shipped / "conf" / name / f"{option}.yaml") for option in options(name, shipped)
+        ]
+        lines.append("")
     lines += ["| setting | type | default | meaning |", "|---|---|---|---|"]
     lines += [row for field in fields(node) for row in _rows(f"{name}.{field.name}", field, getattr(node, field.name))]
     return "\n".join([*lines, ""])
+
+
+def _option(group: str, option: str, file: Path) -> str:
+    """One option with the comment at the head of its file, else with what it sets."""
+    lines = file.read_text(encoding="utf-8").splitlines()
+    comment = " ".join(line.lstrip("# ") for line in itertools.takewhile(lambda line: line.startswith("#"), lines))
+    values = ", ".join(f"`{line.partition('#')[0].strip()}`" for line in lines if line and not line.startswith("#"))
+    return f"- `{group}={option}`: {comment or values}"
 
 
 def _rows(key: str, field: Field[Any], default: Any) -> list[str]:

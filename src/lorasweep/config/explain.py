@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import fields, is_dataclass
 from functools import cache
+from pathlib import Path
 
 from lorasweep.config.home import Home
 from lorasweep.config.schema import GROUPS, Config
@@ -47,7 +48,8 @@ def _keys(node: type, prefix: str) -> dict[str, str]:
 def options(group: str, home: Home) -> list[str]:
     """Names that a group can be set to, the user's and ours."""
     folders = (home.root / "conf" / group, home.shipped / "conf" / group)
-    return sorted({path.stem for folder in folders for path in folder.glob("*.yaml")})
+    files = ((folder, path) for folder in folders for path in folder.rglob("*.yaml"))
+    return sorted({path.relative_to(folder).with_suffix("").as_posix() for folder, path in files})
 
 
 def unknown_option(group: str, option: str, home: Home) -> str:
@@ -62,6 +64,10 @@ def refused_value(key: str, reason: str) -> str:
     """A value that could not be set: an unknown key, a group set like a value, or a wrong type."""
     known = keys()
     inside = [other for other in known if other.startswith(f"{key}.")]
+    if key.startswith(("sweep.space.", "sweep.enqueue.")):
+        section = ".".join(key.split(".")[:2])
+        name = key.removeprefix(f"{section}.")
+        return f"`{section}` holds keys with dots, which no override reaches; change `{name}` in the sweep file"
     if key in GROUPS:
         return (
             f"`{key}` is a group: choose an option with {key}=OPTION, or set one value, for example {inside[0]}=VALUE"
@@ -74,7 +80,10 @@ def refused_value(key: str, reason: str) -> str:
 
 
 def _given(reason: str) -> str:
-    value = re.search(r"Value '(.*)' of type '(\w+)'", reason, re.DOTALL)
+    value = re.search(r"Value '(.*)' (?:of type '|is not a valid bool \(type )(\w+)", reason, re.DOTALL)
+    boolean = re.match(r"Value '(.*)' is not a valid bool", reason, re.DOTALL)
+    if boolean:
+        return f", got {boolean.group(1)!r}"
     if value:
         return f", got {value.group(1)!r}" if value.group(2) == "str" else f", got {value.group(1)}"
     if "not Optional" in reason or "None" in reason:
@@ -92,26 +101,64 @@ def nearest_key(key: str) -> str:
     """A hint: the nearest setting in the same group, else one of the same name elsewhere, else the groups."""
     known = keys()
     group, _, name = key.rpartition(".")
+    if group in known:
+        return f"did you mean `{group}`?"
     inside = {other.rpartition(".")[2] for other in known if other.rpartition(".")[0] == group}
-    if group and inside:
-        hint = nearest(name, inside)
-        if hint.startswith("did you mean"):
-            return hint.replace("`", f"`{group}.", 1)
-        elsewhere = [other for other in known if other.endswith(f".{name}")]
-        return f"did you mean `{elsewhere[0]}`?" if elsewhere else f"`{group}` has {', '.join(sorted(inside))}"
+    hint = nearest(name, inside)
+    if group and hint.startswith("did you mean"):
+        return hint.replace("`", f"`{group}.", 1)
     elsewhere = [other for other in known if other.endswith(f".{name}")]
     if elsewhere:
         return f"did you mean `{elsewhere[0]}`?"
-    if not group:
-        names = {other.rpartition(".")[2]: other for other in reversed(known)}
-        hint = nearest(name, {*GROUPS, "sweep", *names})
-        close = re.search(r"`(\w+)`", hint)
-        if hint.startswith("did you mean") and close and close.group(1) in names:
-            return f"did you mean `{names[close.group(1)]}`?"
-        return hint if hint.startswith("did you mean") else nearest(name, {*GROUPS, "sweep"})
+    if group and inside:
+        return f"`{group}` has {', '.join(sorted(inside))}"
+    return _nearest_group(group, name) if group else _nearest_name(name)
+
+
+def _nearest_name(name: str) -> str:
+    """For a word without a group: `learning_rat` may be a group or a setting of one."""
+    names = {other.rpartition(".")[2]: other for other in reversed(keys())}
+    hint = nearest(name, {*GROUPS, "sweep", *names})
+    if not hint.startswith("did you mean"):
+        return nearest(name, {*GROUPS, "sweep"})
+    word = hint.split("`")[1]
+    return hint.replace(word, names.get(word, word), 1)
+
+
+def _nearest_group(group: str, name: str) -> str:
+    """For a setting of a group that does not exist: `optimiser.lr`."""
     hint = nearest(group, {*GROUPS, "sweep", "sweep.objective"})
-    close = re.search(r"`([\w.]+)`", hint)
-    return f"did you mean `{close.group(1)}.{name}`?" if close and hint.startswith("did you mean") else hint
+    if not hint.startswith("did you mean"):
+        return hint
+    right = hint.split("`")[1]
+    return f"did you mean `{right}.{name}`?" if f"{right}.{name}" in keys() else nearest_key(f"{right}.{name}")
+
+
+def layout_problem(file: Path) -> str | None:
+    """What keeps a sweep file from being settings in groups; None where its layout is good."""
+    import yaml
+
+    try:
+        document = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        return f"a sweep file must be readable UTF-8 text: {first_line(error)}"
+    if not isinstance(document, dict):
+        return f"a sweep file must be a mapping of settings in groups (group: {{key: value}}), got {_short(document)}"
+    if not isinstance(document.get("defaults", []), list):
+        return f"`defaults` must be a list such as [override /model: bert], got {_short(document['defaults'])}"
+    for key, section in document.items():
+        inside = [other for other in keys() if other.startswith(f"{key}.")]
+        if inside and not isinstance(section, dict):
+            return refused_value(str(key), "") + f", got {_short(section)}"
+    sweep = document.get("sweep") or {}
+    for key, kind, words in (("space", dict, "keys with values"), ("enqueue", list, "a list of points")):
+        if not isinstance(sweep.get(key, kind()), kind):
+            return f"`sweep.{key}` must be {words}, got {_short(sweep[key])}"
+    return None
+
+
+def _short(value: object) -> str:
+    return text if len(text := repr(value)) <= 60 else f"{text[:57]}…"
 
 
 def first_line(error: BaseException) -> str:
