@@ -19,17 +19,17 @@ VOCABULARY = 120
 NAMES = ["no", "yes", "maybe"]
 
 
-def config_of(family: str) -> Any:
+def config_of(family: str, hidden: int = 32) -> Any:
     """A configuration of a few ten thousand parameters."""
     import transformers as t
 
     common = {"vocab_size": VOCABULARY, "pad_token_id": 0, "initializer_range": 0.2}
     encoder = {
         **common,
-        "hidden_size": 32,
+        "hidden_size": hidden,
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
-        "intermediate_size": 48,
+        "intermediate_size": 48 if hidden == 32 else 2 * hidden,
         "max_position_embeddings": 40,
     }
     decoder = {**encoder, "num_key_value_heads": 2}
@@ -68,11 +68,11 @@ def save_tokenizer(folder: Path, pad_id: int, side: str) -> None:
     )
 
 
-def build_base(family: str, folder: Path, *, classifier: bool = False) -> str:
+def build_base(family: str, folder: Path, *, classifier: bool = False, hidden: int = 32) -> str:
     """Write a small random checkpoint without a head (`classifier`: with one for NAMES) and return its path."""
     from transformers import AutoModel, AutoModelForSequenceClassification
 
-    config = config_of(family)
+    config = config_of(family, hidden)
     with torch.random.fork_rng():
         torch.manual_seed(1)
         if classifier:

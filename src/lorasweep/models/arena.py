@@ -225,9 +225,9 @@ class Arena:
         """A larger arena; every slot's values, gradients and moments are carried over exactly."""
         old_layout, old_flat, old_grad = self.layout, self.flat, self.grad
         saved: list[Any] = [None if slot is None else self.moments(index) for index, slot in enumerate(self.slots)]
+        flat = torch.zeros(len(self.slots), layout.size(rank), device=self.device)
+        self.flat, self.grad = flat, torch.zeros_like(flat)  # out of memory is raised before anything has changed
         self.layout, self.rank = layout, rank
-        self.flat = torch.zeros(len(self.slots), layout.size(rank), device=self.device)
-        self.grad = torch.zeros_like(self.flat)
         for index, slot in enumerate(self.slots):
             if slot is None:
                 continue

@@ -212,6 +212,9 @@ def load_base(config: Config, head: str, label_names: list[str], device: str | N
         )
     model, missing = _load_model(config, key, source, label_names, target)
     model.requires_grad_(False).eval()
+    for module in model.modules():
+        if type(module).__name__ == "Linear4bit":  # in eval mode bitsandbytes repacks the weights of CPUs for good, in
+            module.training = True  # a form that has no backward and rounds to bfloat16
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
     heads, fresh = find_heads(model, head, missing)

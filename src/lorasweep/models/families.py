@@ -52,13 +52,14 @@ def install_pooling(model: Any, current: Any) -> None:
     """BERT pools inside its backbone: hand its pooler each row's first token instead of the stream's."""
     pooler = getattr(model.base_model, "pooler", None)
     if model.config.model_type == "bert" and pooler is not None:
+        pooler.stream = current
+        pooler.register_forward_pre_hook(_rows_first)
 
-        def rows_first(_module: nn.Module, args: tuple[torch.Tensor, ...]) -> torch.Tensor | None:
-            if current.forward is None:  # not ours: the model is used as it is
-                return None
-            return args[0][0].index_select(0, current.forward.batch.first)[:, None]  # (rows, 1, hidden)
 
-        pooler.register_forward_pre_hook(rows_first)
+def _rows_first(pooler: Any, args: tuple[torch.Tensor, ...]) -> torch.Tensor | None:
+    """(1, tokens, hidden) -> (rows, 1, hidden): each row's first token. The pooler's own base may be a private copy."""
+    forward = pooler.stream.forward
+    return None if forward is None else args[0][0].index_select(0, forward.batch.first)[:, None]
 
 
 def stream_logits(model: Any, batch: Batch, head: str) -> torch.Tensor:
@@ -74,7 +75,7 @@ def stream_logits(model: Any, batch: Batch, head: str) -> torch.Tensor:
     outputs = model.base_model(input_ids=batch.ids, position_ids=positions, **kwargs)
     hidden = outputs.last_hidden_state[0]  # (tokens, hidden)
     if head != "classification":
-        return _language_logits(model, hidden.index_select(0, batch.supervised))
+        return _language_logits(model, hidden if batch.supervised is None else hidden.index_select(0, batch.supervised))
     if STREAM_FAMILIES[config.model_type] == "last":
         return model.score(hidden.index_select(0, batch.last))
     if config.model_type == "bert":
@@ -99,7 +100,9 @@ def padded_logits(model: Any, batch: Batch, head: str, takes: frozenset[str]) ->
     if "use_cache" in takes and head != "classification":
         kwargs["use_cache"] = False
     logits = model(**kwargs).logits
-    return logits if head == "classification" else logits.flatten(0, 1).index_select(0, batch.supervised)
+    if head == "classification" or batch.supervised is None:
+        return logits
+    return logits.flatten(0, 1).index_select(0, batch.supervised)
 
 
 PROBE_LENGTHS = (7, 3, 11, 2, 9)  # 5 rows, 32 tokens in a stream, 55 padded: no two counts are alike

@@ -67,10 +67,10 @@ def _is_hub_id(path: str) -> bool:
 
 
 def _on_hub(path: str, revision: str | None) -> Source:
-    import httpx
     from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, OfflineModeIsEnabled
 
+    unreachable: tuple[type[BaseException], ...] = (*HfHubHTTPError.__bases__, OSError, OfflineModeIsEnabled)
     why = "HF_HUB_OFFLINE is set"
     if os.environ.get("HF_HUB_OFFLINE", "").upper() not in ("1", "TRUE", "YES", "ON"):
         try:
@@ -89,7 +89,7 @@ def _on_hub(path: str, revision: str | None) -> Source:
                     f"for you (HTTP {status}). Check the spelling; a private model needs `hf auth login`"
                 ) from error
             why = f"the hub answered HTTP {status}"
-        except (httpx.HTTPError, OSError, OfflineModeIsEnabled) as error:
+        except unreachable as error:  # the first of them are those of its HTTP library, whichever it uses
             why = f"the hub cannot be reached ({type(error).__name__})"
     if isinstance(try_to_load_from_cache(path, "config.json", revision=revision), str):
         return Source(path, revision, local=False, offline=True)

@@ -180,8 +180,7 @@ class _LoraProduct(torch.autograd.Function):
             else:
                 y = linear(x, at.layer.weight, bias)
         else:
-            ctx.mark_dirty(y)
-            x = x.to(dtype)
+            y, x = y.clone(), x.to(dtype)  # the layer's own output may be a view, which cannot be written to
         ctx.at, ctx.job, ctx.bounds, ctx.dropped = at, job, bounds, keep is not None
         dropped = x if keep is None or scale is None else apply_mask(x, keep, scale)
         stacked, hidden = job.stacked, []

@@ -90,7 +90,7 @@ class Batch:
     token_bounds and row_bounds give each segment's (start, end); `equal_tokens` tells that all token ranges are of one
     length. labels (units,) are the units' in the order of the logits, unit_counts how many each segment has; in a
     causal language model `supervised` (units,) says which places of the stream (of the flattened padded batch) they
-    are.
+    are; None: every place.
     """
 
     def __init__(
@@ -102,6 +102,7 @@ class Batch:
         self.lengths = store.lengths[self.rows]
         self.row_bounds = _bounds(self.row_counts)
         self.device = store.device
+        self.supervised: torch.Tensor | None = None
         source, real = self._lay_stream() if stream else self._lay_padded(pad_token_id, left_pad)
         if store.next_labels is None:
             self.labels, self.unit_counts = store.labels[self.rows.to(store.device)], self.row_counts
@@ -191,8 +192,9 @@ class Batch:
         """(tokens,) int64: each token's number within its slot's micro-batch, whatever its neighbours are. In a padded
         batch row << 16 | place, so that it does not depend on the longest row."""
         if not self.is_stream:
-            rows = self.row_places.cpu()[:, None] << 16
-            return (rows + torch.arange(self.token_count // len(self.rows))[None]).flatten().to(self.device)
+            longest = self.token_count // len(self.rows)
+            place = torch.arange(longest)[None] - (self.starts - torch.arange(len(self.rows)) * longest)[:, None]
+            return ((self.row_places.cpu()[:, None] << 16) + place).flatten().to(self.device)
         parts = [
             torch.arange(segment.first_token, segment.first_token + end - start)
             for segment, (start, end) in zip(self.segments, self.token_bounds, strict=True)

@@ -23,6 +23,7 @@ from lorasweep.models.packed_lora import Engine, PackedLora
 from lorasweep.models.stream import RowStore, Segment
 from lorasweep.training.evaluate import evaluate
 from lorasweep.training.events import Evaluated, Event, Failed, Finished, Stepped
+from lorasweep.training.memory import free_memory, is_out_of_memory
 from lorasweep.training.slot import Best, Slot
 
 if TYPE_CHECKING:
@@ -86,6 +87,7 @@ class Pack:
         Raises:
             ModelError: the base lacks a module or layer that the adapter names.
             UsageError: no slot is free, or the trial is there already.
+            TrialFailed: out of memory.
         """
         self._admit(number, config, self._slots.index(None) if self.free else -1)
 
@@ -94,7 +96,16 @@ class Pack:
             raise UsageError(
                 f"trial {number} cannot enter: {self.free} of {len(self._slots)} slots are free, with {self.active}"
             )
-        self.engine.admit(index, config)
+        try:
+            self.engine.admit(index, config)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            self.engine.release(index)
+            free_memory(self.base.device)
+            raise TrialFailed(
+                "out_of_memory", f"trial {number} does not fit beside trials {self.active}: {error}"
+            ) from None
         slot = self._slots[index] = Slot.start(number, index, config, len(self.train), self.base.device)
         return slot
 
@@ -124,8 +135,19 @@ class Pack:
         """One micro-batch for every trial that trains; steps and evaluations as they fall due."""
         slots = [slot for slot in self._slots if slot is not None and not slot.over]
         events: list[Event] = []
-        for segments in self._forwards(slots):
-            events += self._train(segments)
+        started_over: set[int] = set()  # slots that go back to their step's start for want of memory
+        for planned in list(self._forwards(slots)):
+            segments = [segment for segment in planned if segment.slot not in started_over]
+            if not segments:
+                continue
+            try:
+                events += self._train(segments)
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                started_over |= {segment.slot for segment in segments}
+            if started_over & {segment.slot for segment in segments}:
+                events += self._shrink(segments)
         stepped = []
         for slot in slots:
             if not slot.over and slot.micro == slot.config.train.accumulation:
@@ -193,6 +215,30 @@ class Pack:
                 events.append(self._diverged(slot, f"the loss is {loss}"))
         return events
 
+    def _shrink(self, segments: list[Segment]) -> list[Event]:
+        """After out of memory: halve what a forward may hold, and start the step in progress of its slots again.
+
+        Nothing is lost, and the effective batch stays; a single row that does not fit ends its trial.
+        """
+        free_memory(self.base.device)
+        tokens = sum(int(self.train.lengths[segment.rows].sum()) for segment in segments)
+        for segment in segments:
+            self._at(segment.slot).rewind()
+            self.engine.zero_gradients(segment.slot)
+        if len(segments) == 1 and len(segments[0].rows) == 1:
+            slot = self._at(segments[0].slot)
+            return [self._fail(slot, "out_of_memory", self._memory_message(slot, tokens))]
+        self.tokens_per_forward, self.split_rows = max(1, min(self.tokens_per_forward, tokens) // 2), True
+        return []
+
+    def _memory_message(self, slot: Slot, tokens: int) -> str:
+        trained = self.engine.counts(slot.index).trainable
+        return (
+            f"one row of {tokens} tokens does not fit on {self.base.device} beside a base of "
+            f"{self.base.total_params} parameters and {trained} trained ones ({len(self.active)} trials in the pack). "
+            "Set data.max_length lower, train.activation_checkpointing=true, quantization=nf4 or launcher.slots=1"
+        )
+
     def _at(self, index: int) -> Slot:
         slot = self._slots[index]
         assert slot is not None, f"slot {index} is empty"
@@ -249,7 +295,19 @@ class Pack:
 
     def _evaluate(self, due: list[Slot]) -> list[Event]:
         events: list[Event] = []
-        results = evaluate(self.engine, self.task, self.validation, due, self.tokens_per_forward)
+        results: list[Any] | None = None
+        while results is None:
+            try:
+                results = evaluate(self.engine, self.task, self.validation, due, self.tokens_per_forward)
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+            if results is None:
+                free_memory(self.base.device)
+                if self.tokens_per_forward <= 1:
+                    longest = self.validation.longest
+                    return [self._fail(slot, "out_of_memory", self._memory_message(slot, longest)) for slot in due]
+                self.tokens_per_forward //= 2
         for slot, (metrics, predictions) in zip(due, results, strict=True):
             value = metrics.get(self.objective.metric)
             if value is None or not math.isfinite(value):

@@ -83,6 +83,7 @@ class Slot:
         )
         if config.train.precision == "fp16":
             slot.scaler = torch.amp.GradScaler(device.type)
+            slot.scaler.scale(torch.zeros((), device=device))  # it makes its state at the first use
         return slot
 
     @property
