@@ -9,7 +9,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from lorasweep.data.demo import demo_qa, demo_reviews, for_pretraining
 from lorasweep.models.builtin import NAMES
 from lorasweep.models.corpus import passages, telling_words
-from lorasweep.models.pretrain import SEED, pretrain
+from lorasweep.models.pretrain import SEED, pace, pretrain, weighted
 
 
 def test_passages_are_seeded_and_apart_from_the_demo() -> None:
@@ -34,7 +34,7 @@ def test_same_seed_same_bytes(name: str, tmp_path: Path) -> None:
     torch.set_num_threads(1)
     try:
         for folder in ("one", "two"):
-            pretrain(name, tmp_path / folder, say=lambda _: None, rows=300, steps=3)
+            pretrain(name, tmp_path / folder, say=lambda _: None, rows=200, steps=2)
     finally:
         torch.set_num_threads(threads)
     files = sorted(file.name for file in (tmp_path / "one" / name).iterdir())
@@ -43,3 +43,17 @@ def test_same_seed_same_bytes(name: str, tmp_path: Path) -> None:
         assert (tmp_path / "one" / name / file).read_bytes() == (tmp_path / "two" / name / file).read_bytes(), file
     AutoTokenizer.from_pretrained(tmp_path / "one" / name)
     AutoModelForSequenceClassification.from_pretrained(tmp_path / "one" / name)
+
+
+def test_learning_rate_warms_up_and_falls() -> None:
+    shares = [pace(step, 100, 10) for step in range(100)]
+    assert shares[0] < 0.11 and max(shares) == max(shares[8:12]) > 0.95
+    assert shares[-1] == pytest.approx(0.05, abs=0.01)
+
+
+def test_telling_words_weigh_more() -> None:
+    logits, wanted = torch.randn(6, 5), torch.randint(0, 5, (6,))
+    telling = torch.tensor([True, False, False, True, False, False])
+    losses = -logits.log_softmax(-1)[torch.arange(6), wanted]
+    expected = losses[telling].mean() + 0.3 * losses[~telling].mean()
+    torch.testing.assert_close(weighted(logits, wanted, telling), expected)

@@ -1,7 +1,7 @@
 """Pretrains the tiny bases from nothing: `python -m lorasweep.models.pretrain OUT_DIR [NAME…]`.
 
-tiny_encoder is a BERT (masked words, and whether the second segment follows the first), tiny_decoder a Llama and
-tiny_gpt2 a GPT-2 (next token). Everything is seeded: the same versions on the same kind of CPU give the same bytes.
+tiny_encoder is a BERT (masked words), tiny_decoder a Llama and tiny_gpt2 a GPT-2 (next token). Everything is seeded and
+runs on one thread: the same versions on the same kind of CPU give the same bytes, after a few minutes a base.
 Weights are written as fp16 safetensors. Neighbours: `corpus` (the text), `builtin` (finds what ships).
 """
 
@@ -30,7 +30,6 @@ HIDDEN, HEADS, LAYERS, FEED_FORWARD, POSITIONS = 128, 4, 3, 384, 256
 IGNORED = -100
 INIT_RANGE = 0.08  # about 1 / sqrt(HIDDEN); with the 0.02 of large models the encoder stood still for 600 steps
 EASY_ROWS, EASY_STEPS = 0.33, 0.2  # shares: plain reviews teach what words mean before their order matters
-CLS_SHARE = 0.5
 CHUNK_ROWS = 32
 
 
@@ -47,8 +46,8 @@ class Recipe:
 
 RECIPES = {
     "tiny_encoder": Recipe(steps=900, batch_rows=96, lr=1e-3),
-    "tiny_decoder": Recipe(steps=500, batch_rows=64, lr=2e-3),
-    "tiny_gpt2": Recipe(steps=500, batch_rows=64, lr=2e-3),
+    "tiny_decoder": Recipe(steps=700, batch_rows=96, lr=1.5e-3),
+    "tiny_gpt2": Recipe(steps=700, batch_rows=96, lr=1.5e-3),
 }
 
 
@@ -173,72 +172,75 @@ def padded(rows: list[list[int]], fill: int) -> torch.Tensor:
 
 
 class EncoderBatches:
-    """Batches for BERT: segment pairs with masked words, or the first segment alone, judged at [CLS]."""
+    """Batches for BERT: a passage as a pair of segments, with masked words."""
 
     def __init__(self, texts: list[Passage], tokenizer: Any):
         self.tokenizer = tokenizer
         self.first = tokenizer([text.first for text in texts], add_special_tokens=False)["input_ids"]
         self.follows = tokenizer([text.follows for text in texts], add_special_tokens=False)["input_ids"]
-        # the words of what follows that its frame does not tell: they are always masked
-        self.telling = set(tokenizer.convert_tokens_to_ids(telling_words()))
+        self.telling = telling_ids(tokenizer)
         self.lengths = [len(first) + len(follows) for first, follows in zip(self.first, self.follows, strict=True)]
 
     def loss(self, model: Any, chosen: list[int], rng: random.Random) -> torch.Tensor:
-        """Loss of the words in the text plus that of the telling words in what follows.
-
-        In half of the rows what follows is left out and [CLS] must predict its telling word.
-        """
-        cls, sep, mask, pad = (
-            self.tokenizer.cls_token_id,
-            self.tokenizer.sep_token_id,
-            self.tokenizer.mask_token_id,
-            self.tokenizer.pad_token_id,
-        )
+        """`weighted` loss of the masked words: a tenth of the first segment, the telling words of the second."""
+        special = self.tokenizer
         inputs, targets, kinds = [], [], []
-        telling: list[bool] = []  # for each scored place, whether it holds a telling word
+        telling: list[bool] = []  # for each masked place, whether it holds a telling word
         for row in chosen:
             first, second = self.first[row], self.follows[row]
-            alone = rng.random() < CLS_SHARE
-            ids = [cls, *first, sep] if alone else [cls, *first, sep, *second, sep]
+            ids = [special.cls_token_id, *first, special.sep_token_id, *second, special.sep_token_id]
             target = [IGNORED] * len(ids)
-            if alone:
-                target[0] = next(token for token in second if token in self.telling)
-                telling.append(True)
             for place in range(1, len(ids)):
                 inside = place <= len(first)
                 if rng.random() < 0.1 if inside else ids[place] in self.telling:
-                    target[place], ids[place] = ids[place], mask
+                    target[place], ids[place] = ids[place], special.mask_token_id
                     telling.append(not inside)
             inputs.append(ids)
             targets.append(target)
-            kinds.append([0] * (len(first) + 2) + [1] * (len(ids) - len(first) - 2))
-        tokens = padded(inputs, pad)
-        wanted = padded(targets, IGNORED)
-        scored = wanted != IGNORED
-        hidden = model.bert(input_ids=tokens, attention_mask=(tokens != pad).long(), token_type_ids=padded(kinds, 0))
-        logits = model.cls.predictions(hidden.last_hidden_state[scored])
-        words = functional.cross_entropy(logits, wanted[scored], reduction="none")
-        told = torch.tensor(telling)
-        return words[told].mean() + 0.3 * words[~told].mean()
+            kinds.append([0] * (len(first) + 2) + [1] * (len(second) + 1))
+        tokens, wanted = padded(inputs, special.pad_token_id), padded(targets, IGNORED)
+        masked = wanted != IGNORED
+        seen = (tokens != special.pad_token_id).long()
+        hidden = model.bert(input_ids=tokens, attention_mask=seen, token_type_ids=padded(kinds, 0))
+        logits = model.cls.predictions(hidden.last_hidden_state[masked])
+        return weighted(logits, wanted[masked], torch.tensor(telling))
 
 
 class DecoderBatches:
-    """Batches for causal models: passages as running text, ended by </s>."""
+    """Batches for causal models: a passage as running text, ended by </s>."""
 
     def __init__(self, texts: list[Passage], tokenizer: Any):
         self.tokenizer = tokenizer
-        self.rows = [
-            [*row, tokenizer.eos_token_id]
-            for row in tokenizer([f"{text.first} {text.follows}" for text in texts])["input_ids"]
-        ]
+        first = tokenizer([text.first for text in texts])["input_ids"]
+        follows = tokenizer([text.follows for text in texts], add_special_tokens=False)["input_ids"]
+        self.rows = [[*one, *two, tokenizer.eos_token_id] for one, two in zip(first, follows, strict=True)]
+        self.starts = [len(one) for one in first]  # where what follows begins
+        self.telling = torch.tensor(sorted(telling_ids(tokenizer)))
         self.lengths = [len(row) for row in self.rows]
 
     def loss(self, model: Any, chosen: list[int], rng: random.Random) -> torch.Tensor:
-        """Next-token loss; padding on the right is neither seen nor scored."""
-        ids = padded([self.rows[row] for row in chosen], self.tokenizer.pad_token_id)
-        targets = ids.masked_fill(ids == self.tokenizer.pad_token_id, IGNORED)
-        logits = model(input_ids=ids).logits
-        return functional.cross_entropy(logits[:, :-1].flatten(0, 1), targets[:, 1:].flatten(), ignore_index=IGNORED)
+        """`weighted` loss of every next token; padding on the right is neither seen nor scored."""
+        tokens = padded([self.rows[row] for row in chosen], self.tokenizer.pad_token_id)
+        places = torch.arange(tokens.shape[1])
+        follows = places >= torch.tensor([[self.starts[row]] for row in chosen])
+        telling = (torch.isin(tokens, self.telling) & follows)[:, 1:]
+        scored = tokens[:, 1:] != self.tokenizer.pad_token_id
+        logits = model(input_ids=tokens, attention_mask=torch.ones_like(tokens)).logits[:, :-1]
+        return weighted(logits[scored], tokens[:, 1:][scored], telling[scored])
+
+
+def telling_ids(tokenizer: Any) -> set[int]:
+    """Tokens of the words in what follows that its frame does not tell."""
+    return {token for row in tokenizer(telling_words(), add_special_tokens=False)["input_ids"] for token in row}
+
+
+def weighted(logits: torch.Tensor, wanted: torch.Tensor, telling: torch.Tensor) -> torch.Tensor:
+    """Mean cross-entropy of the telling words plus 0.3 of that of the others: meaning before grammar.
+
+    logits (places, vocabulary), wanted and telling (places,); every chunk has telling words and others.
+    """
+    losses = functional.cross_entropy(logits, wanted, reduction="none")
+    return losses[telling].mean() + 0.3 * losses[~telling].mean()
 
 
 def batches(lengths: list[int], recipe: Recipe, rng: random.Random) -> Iterator[list[list[int]]]:
@@ -294,9 +296,8 @@ def pace(step: int, steps: int, warmup_steps: int) -> float:
 
 
 def save(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Write all weights as fp16 safetensors beside config and tokenizer; heads added later start as usual (0.02)."""
+    """Write all weights as fp16 safetensors beside config and tokenizer."""
     folder.mkdir(parents=True, exist_ok=True)
-    model.config.initializer_range = 0.02
     model.half().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
