@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from mlflow import MlflowClient
@@ -27,6 +28,7 @@ from transformers import (
 )
 
 from lorasweep import registry, registry_package
+from lorasweep.adapter_model import as_texts
 from lorasweep.config.schema import Config
 from lorasweep.data.sources import Split
 from lorasweep.errors import ConfigError, PromotionRefused, StorageError, UsageError
@@ -34,7 +36,7 @@ from lorasweep.records import TrialRecord, TrialState
 from lorasweep.registry import Candidate, choose, promote, rollback
 from lorasweep.tracking import Tracker, open_client
 from lorasweep.tracking_store import database_uri
-from trackkit import Counts, Folders, search_data, sweep_config
+from trackkit import Counts, new_folders, search_data, sweep_config
 
 WORDS = [f"word{i}" for i in range(60)]
 LABELS = ["negative", "positive", "mixed"]
@@ -110,7 +112,7 @@ class Workshop:
 
     def __init__(self, root: Path, base: Path):
         self.root, self.base = root, base
-        self.folders = Folders(root / "project")
+        self.folders = new_folders(root / "project")
         self.tracker = Tracker(self.folders, "quick")
         self.tracker.open_sweep(self.config(), "", [])
 
@@ -320,6 +322,7 @@ def test_decoders_pairs_and_large_bases(tmp_path: Path, monkeypatch: pytest.Monk
     assert [answer["label"] for answer in answers] == expected
 
 
+@pytest.mark.slow
 def test_four_bit_bases_and_lower_precision(tmp_path: Path) -> None:
     base = save_bert(tmp_path / "base", hidden=64)  # bitsandbytes on a CPU wants rows of 64
     adapter = save_adapter(base, tmp_path / "adapter", 3)
@@ -377,6 +380,18 @@ def test_bad_names_models_and_adapters(shop: Workshop, bert: Any, tmp_path: Path
         ConfigError, match=r"eval/bleu cannot be scored on the test split as test/bleu; scored are test/acc"
     ):
         promote(shop.folders, shop.candidate(shop.trial(2, adapters[1]), test, config=unscored), "demo")
+
+
+def test_inputs_of_the_served_model() -> None:
+    table = pd.DataFrame({"id": [1, 2], "text": ["a", "b"], "pair": ["c", "d"]})
+    assert as_texts(table) == (["a", "b"], ["c", "d"])
+    assert as_texts(table[["text"]]) == (["a", "b"], None)
+    assert as_texts(["a", "b"]) == (["a", "b"], None) and as_texts("a") == (["a"], None)
+    with pytest.raises(ValueError, match=r"needs a column `text`; it has id, body"):
+        as_texts(pd.DataFrame({"id": [1], "body": ["x"]}))
+    for wrong in (["a", "b"], None, 3):
+        with pytest.raises(ValueError, match=r"column `text`, row 1: a text is needed"):
+            as_texts(pd.DataFrame({"text": ["fine", wrong]}))
 
 
 def test_choosing_the_trial() -> None:

@@ -23,28 +23,15 @@ from lorasweep.records import TrialRecord, TrialState
 from lorasweep.tracking import Tracker
 from lorasweep.tracking_entities import LONGEST_PARAM, flatten, shorten
 from lorasweep.tracking_store import database_uri
-from trackkit import Counts, Folders, search_data, sweep_config
+from trackkit import Counts, Folders, new_folders, search_data, sweep_config
 
 PROVENANCE = {"lorasweep.git.commit": "c" * 40, "lorasweep.git.dirty": "true", "lorasweep.seed": "0"}
 HERE = Path(__file__).parent
 
 
-@pytest.fixture(scope="module")
-def schema(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty MLflow database, migrated once for all tests of this file."""
-    folders = Folders(tmp_path_factory.mktemp("schema"))
-    tracking.open_client(folders)
-    return folders.mlflow_db
-
-
 @pytest.fixture
-def folders(tmp_path: Path, schema: Path) -> Folders:
-    folders = Folders(tmp_path / "my project")  # a space in the path
-    folders.tracking.mkdir()
-    with sqlite3.connect(schema) as source, sqlite3.connect(folders.mlflow_db) as target:
-        source.backup(target)  # not a plain copy: part of the database lies in its write-ahead log
-    # The template's default experiment keeps its own path; the sweep's experiment must still lie in this folder.
-    return folders
+def folders(tmp_path: Path) -> Folders:
+    return new_folders(tmp_path / "my project")  # a space in the path
 
 
 def opened(folders: Folders, **options: Any) -> Tracker:

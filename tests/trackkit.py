@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+import sqlite3
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 
 from lorasweep.config.home import Folders
 from lorasweep.config.schema import Config
 from lorasweep.data.sources import SearchData, Split
 
-__all__ = ["Counts", "Folders", "search_data", "sweep_config"]
+__all__ = ["Counts", "Folders", "new_folders", "search_data", "sweep_config"]
 
 
 @dataclass(frozen=True)
@@ -17,6 +21,29 @@ class Counts:
     head: int = 130
     trainable: int = 1130
     total: int = 50_000
+
+
+@functools.cache
+def _template() -> sqlite3.Connection:
+    """An empty MLflow database in memory; its migrations take seconds, once a test process."""
+    from lorasweep.tracking import open_client
+
+    template = sqlite3.connect(":memory:")
+    with tempfile.TemporaryDirectory() as folder:
+        folders = Folders(Path(folder))
+        open_client(folders)
+        with sqlite3.connect(folders.mlflow_db) as made:
+            made.backup(template)
+    return template
+
+
+def new_folders(root: Path) -> Folders:
+    """A tracking folder with an empty MLflow database."""
+    root.mkdir(parents=True, exist_ok=True)
+    folders = Folders(root)
+    with sqlite3.connect(folders.mlflow_db) as target:
+        _template().backup(target)
+    return folders
 
 
 def search_data(rows: int = 4) -> SearchData:

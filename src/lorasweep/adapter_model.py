@@ -24,9 +24,9 @@ from mlflow.pyfunc import PythonModel
 
 
 class AdapterModel(PythonModel):
-    """Classifies texts. Input: a DataFrame with a column `text` (and `pair`, where the model was trained on pairs), a
-    list of texts, or one text. Output: a DataFrame with one row each and the columns `label`, `score` (the label's
-    probability) and `probability_LABEL` for every label."""
+    """Classifies texts. Input: a DataFrame with a column `text` (and `pair`, where the model was trained on pairs);
+    without MLflow's check of the signature in between also a list of texts or one text. Output: a DataFrame with one
+    row each and the columns `label`, `score` (the label's probability) and `probability_LABEL` for every label."""
 
     def load_context(self, context: Any) -> None:
         """Load base, adapter and tokenizer.
@@ -128,8 +128,8 @@ class AdapterModel(PythonModel):
         tokenizer.padding_side = "right"
         return tokenizer
 
-    # No annotations here: MLflow would take them for a signature and warn; the model comes with its own.
-    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
+    # Annotated as a table, the one type from which MLflow infers no signature: the model comes with its own.
+    def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """Labels and probabilities, in the order of the input."""
         texts, pairs = as_texts(model_input)
         rows = self._encode(texts, pairs)
@@ -216,20 +216,24 @@ def as_texts(model_input: Any) -> tuple[list[str], list[str] | None]:
     """(texts, second texts or None) of whatever a caller hands in.
 
     Raises:
-        ValueError: a table without a column `text`.
+        ValueError: a table without a column `text`, or something in it that is no text.
     """
     if isinstance(model_input, str):
         return [model_input], None
     if not isinstance(model_input, pd.DataFrame):
-        return [str(text) for text in model_input], None
-    if "text" in model_input.columns:
-        texts = model_input["text"]
-    elif model_input.shape[1] == 1:
-        texts = model_input.iloc[:, 0]
-    else:
+        return _strings(model_input, "the input"), None
+    if "text" not in model_input.columns:
         raise ValueError(f"the input needs a column `text`; it has {', '.join(map(str, model_input.columns))}")
-    pairs = [str(text) for text in model_input["pair"]] if "pair" in model_input.columns else None
-    return [str(text) for text in texts], pairs
+    pairs = _strings(model_input["pair"], "column `pair`") if "pair" in model_input.columns else None
+    return _strings(model_input["text"], "column `text`"), pairs
+
+
+def _strings(values: Any, where: str) -> list[str]:
+    found = list(values)
+    for row, value in enumerate(found):
+        if not isinstance(value, str):
+            raise ValueError(f"{where}, row {row}: a text is needed, got {type(value).__name__} ({str(value)[:60]})")
+    return found
 
 
 set_model(AdapterModel())
