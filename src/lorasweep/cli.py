@@ -21,7 +21,10 @@ from lorasweep import __version__
 from lorasweep.errors import LorasweepError
 
 OVERRIDE = re.compile(r"^[~+]{0,2}[A-Za-z_][\w./@-]*=")
-QUIET = {  # libraries that would talk over the live view; a user's own setting wins
+ENVIRONMENT = {  # a user's own setting wins
+    # OpenMP threads that spin while they wait slow a step several-fold wherever another program wants the core too
+    "GOMP_SPINCOUNT": "1000",
+    # libraries that would talk over the live view
     "TRANSFORMERS_VERBOSITY": "error",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
@@ -34,7 +37,7 @@ QUIET = {  # libraries that would talk over the live view; a user's own setting 
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit code; no traceback for errors that are the user's to mend."""
     words = list(sys.argv[1:] if argv is None else argv)
-    for name, value in QUIET.items():
+    for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     # bitsandbytes asks for an optional kernel package at each import on CPUs with avx512_bf16; it works without
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

@@ -1,0 +1,134 @@
+"""The command `plan`: what a sweep would run, what memory and time it would take; trains nothing that is kept.
+
+Neighbours: `sweep` (the same checks), `training.planner` (the probe), `search.space`.
+"""
+
+from __future__ import annotations
+
+import random
+import statistics
+from dataclasses import dataclass
+from typing import Any
+
+from lorasweep.config import compose
+from lorasweep.config.home import Folders, Home
+from lorasweep.config.schema import Config
+from lorasweep.live import format_seconds
+from lorasweep.search.space import Space, parse_space
+from lorasweep.sweep import check_trainable, choose_slots
+from lorasweep.workbench import Workbench
+
+DRAWS = 64  # random points over which the expected number of samples is averaged
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What would run. `train_samples` is the expected number of training rows over all trials."""
+
+    sweep: str
+    space: dict[str, Any]
+    trials: int
+    slots: int
+    memory_bytes: int
+    base_bytes: int
+    slot_bytes: int
+    train_samples: int
+    train_seconds: float
+    trainable_params: int
+    total_params: int
+
+    def to_json(self) -> dict[str, Any]:
+        """The document of `plan --json`."""
+        return {
+            "sweep": self.sweep,
+            "space": self.space,
+            "trials": self.trials,
+            "slots": self.slots,
+            "memory_bytes": self.memory_bytes,
+            "train_samples": self.train_samples,
+            "train_seconds": round(self.train_seconds, 1),
+            "trainable_params": self.trainable_params,
+            "total_params": self.total_params,
+        }
+
+
+def plan(name: str, overrides: list[str]) -> Plan:
+    """Check a sweep as `sweep` would, probe one turn of its first point, and add up.
+
+    Raises:
+        ConfigError, DataError, ModelError, UsageError: as `sweep.start`.
+    """
+    from lorasweep.launchers.local import prepare
+    from lorasweep.training.planner import probe
+
+    home = Home.find()
+    home.find_sweep(name)
+    config = compose.compose(overrides, sweep=name, home=home)
+    prepare(config.launcher)
+    space = parse_space(config.sweep.space)
+    points = space.probe_points()
+    for point in points:
+        compose.compose_trial(overrides, name, point, home)
+    workbench = Workbench(Folders(home.tracking_dir(config.tracking)), config.sweep.objective, choose_slots(config))
+    first = compose.compose_trial(overrides, name, {**points[0], **(config.sweep.enqueue or [{}])[0]}, home)
+    check_trainable(first, workbench)
+    pack = workbench.pack(first)
+    pack.admit(-1, first)
+    counts = pack.counts(-1)
+    pack.evict(-1)
+    cost = probe(pack, first)
+    samples = expected_samples(config, space, overrides, name, home, len(workbench.data(first).train))
+    turn_samples = cost.slots * first.train.batch_size
+    return Plan(
+        sweep=config.sweep.name,
+        space=space.to_json(),
+        trials=config.sweep.trials,
+        slots=cost.slots,
+        memory_bytes=cost.memory_bytes,
+        base_bytes=cost.base_bytes,
+        slot_bytes=cost.state_bytes + cost.activation_bytes,
+        train_samples=samples,
+        train_seconds=samples * cost.turn_seconds / turn_samples,
+        trainable_params=counts.trainable,
+        total_params=counts.total,
+    )
+
+
+def expected_samples(
+    config: Config, space: Space, overrides: list[str], name: str, home: Home, rows: int
+) -> int:
+    """Training rows that all trials would see, averaged over random points of the space."""
+    from lorasweep.training.schedule import total_steps
+
+    seen = []
+    drawn = random.Random(config.sampler.seed)
+    for _ in range(DRAWS):
+        point = {dimension.key: dimension.at(drawn.random()) for dimension in space.dimensions}
+        train = compose.compose_trial(overrides, name, point, home).train
+        seen.append(total_steps(train, rows) * train.batch_size * train.accumulation)
+    return round(statistics.mean(seen) * config.sweep.trials)
+
+
+def show(plan: Plan) -> None:
+    """Print a plan for people."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"Sweep {plan.sweep}: {plan.trials} trials, {plan.slots} at a time", title_justify="left")
+    for heading in ("key", "kind", "values"):
+        table.add_column(heading)
+    for key, entry in plan.space.items():
+        if "choices" in entry:
+            values = ", ".join(str(choice) for choice in entry["choices"])
+        else:
+            values = f"{entry['low']} to {entry['high']}"
+            values += f", step {entry['step']}" if entry.get("step") else ""
+            values += ", logarithmic" if entry.get("log") else ""
+        table.add_row(key, entry["kind"], values)
+    Console().print(table)
+    share = plan.trainable_params / plan.total_params
+    print(f"One trial trains {plan.trainable_params:,} of {plan.total_params:,} parameters ({share:.2%}).")
+    memory = f"{plan.memory_bytes / 2**20:,.0f} MiB"
+    print(f"Memory: about {memory}: the base {plan.base_bytes / 2**20:,.0f}, a slot {plan.slot_bytes / 2**20:,.1f}.")
+    time_text = format_seconds(plan.train_seconds)
+    print(f"Training: about {plan.train_samples:,} samples, {time_text} at the pace of the first point; evaluation not counted.")
