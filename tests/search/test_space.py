@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,13 @@ def test_grammar(text: Any, expected: dict[str, Any]) -> None:
         ("choice(1, 2", "cannot read"),
         ("uniform(1, 2)", "cannot read"),
         ("glob(*)", "write choice(a, b)"),
+        ("choice(nan, 1)", "every number must be finite"),
+        ("choice(choice(1, 2), 3)", "a sweep in a sweep"),
+        ("int(interval(0, 1e16))", "within ±1e+15"),
+        ("interval(-1e308, 1e308)", "within ±1e+15"),
+        ("range(0, 1e300, 3)", "within ±1e+15"),
+        ("range(-1, 1, 1e-12)", "too fine to tell apart"),
+        ("shuffle(range(0, 1000000000))", "over 10,000 choices"),
         ([], "no value"),
         (None, "no values"),
         ({"low": 1, "high": 2}, "must be text or a list"),
@@ -295,3 +303,62 @@ def test_shares_of_the_way_keep_their_order(part: tuple[str, str], units: list[f
     values = [dimension.at(unit) for unit in sorted(units)]
     assert values == sorted(values)
     assert all(dimension.contains(value) and math.isfinite(value) for value in values)
+
+
+NUMBERS = [
+    "0",
+    "1",
+    "-1",
+    "0.1",
+    "1e-5",
+    "3",
+    "10",
+    "1e-320",
+    "1e300",
+    "-1e308",
+    "inf",
+    "nan",
+    "9007199254740993",
+    "null",
+    "a",
+]
+WORDS = ["log", '"x"', "step=0.1", "step=0", "[1,2]", "{a:1}", "*", "start=1", "stop=3", "reverse=true", " ", *NUMBERS]
+FUNCTIONS = [
+    "interval",
+    "range",
+    "choice",
+    "shuffle",
+    "int",
+    "float",
+    "str",
+    "bool",
+    "tag",
+    "sort",
+    "glob",
+    "extend_list",
+]
+CALLS = st.recursive(
+    st.sampled_from(WORDS),
+    lambda inner: st.builds(
+        lambda name, items: f"{name}({','.join(items)})", st.sampled_from(FUNCTIONS), st.lists(inner, max_size=4)
+    ),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    text=CALLS | st.text(max_size=15) | st.lists(st.sampled_from([None, True, 1, 1.0, "a", math.nan, [1]]), max_size=3)
+)
+def test_any_text_is_a_dimension_that_can_be_drawn_from_or_a_config_error(text: Any) -> None:
+    try:
+        dimension = one(text)
+    except ConfigError:
+        return
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    trial = optuna.create_study(sampler=optuna.samplers.RandomSampler(0)).ask()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)  # Optuna adjusts a range that does not end on a step
+        drawn = dimension.suggest(trial)
+    for value in [drawn, dimension.at(0.0), dimension.at(0.5), dimension.at(0.999), *dimension.edges()]:
+        assert dimension.contains(value)

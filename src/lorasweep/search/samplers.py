@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import math
 import random
 import warnings
 from collections.abc import Sequence
@@ -23,7 +22,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from lorasweep.config.schema import Config, SamplerConfig
 from lorasweep.errors import ConfigError
-from lorasweep.search.space import Dimension, Space
+from lorasweep.search.space import Space
 
 LARGEST_GRID = 100_000  # points; a grid is listed in memory
 
@@ -77,12 +76,19 @@ class Proposals(BaseSampler):
 
     def _unvisited_grid(self) -> list[dict[str, Any]]:
         """Every point of the grid that is not enqueued, in an order drawn from the seed: a cut grid stays fair."""
-        axes = [_grid_values(dimension) for dimension in self.space.dimensions]
-        size = math.prod(len(axis) for axis in axes)
+        size = 1
+        for dimension in self.space.dimensions:
+            if dimension.count is None:
+                raise ConfigError(
+                    f"sampler=grid needs steps, but `{dimension.key}` is an interval from {dimension.low} to "
+                    f"{dimension.high}; write range(low, high, step) or choice(…), or take another sampler"
+                )
+            size *= dimension.count  # counted before anything is listed
         if size > LARGEST_GRID:
             raise ConfigError(
                 f"sampler=grid over `sweep.space` has {size:,} points, at most {LARGEST_GRID:,} work; widen its steps"
             )
+        axes = [dimension.values() or [] for dimension in self.space.dimensions]
         points = [dict(zip(self.dimensions, values, strict=True)) for values in itertools.product(*axes)]
         points = [point for point in points if point not in self.enqueued]
         random.Random(seed_of(self.settings.seed, -1)).shuffle(points)
@@ -126,16 +132,6 @@ class Proposals(BaseSampler):
         if self._built[0] != number:
             self._built = (number, optuna_sampler(self.settings, number))
         return self._built[1]
-
-
-def _grid_values(dimension: Dimension) -> list[Any]:
-    values = dimension.values()
-    if values is None:
-        raise ConfigError(
-            f"sampler=grid needs steps, but `{dimension.key}` is an interval from {dimension.low} to {dimension.high}; "
-            "write range(low, high, step) or choice(…), or take another sampler"
-        )
-    return values
 
 
 def optuna_sampler(settings: SamplerConfig, number: int) -> BaseSampler:

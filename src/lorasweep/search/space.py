@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from lorasweep.config.explain import keys, nearest_key
@@ -21,6 +22,11 @@ if TYPE_CHECKING:
 EXAMPLES = (
     "interval(1e-4, 1e-2), tag(log, interval(1e-5, 1e-3)), int(interval(1, 8)), range(50, 201, 50), choice(2, 4, 8)"
 )
+
+
+LARGEST = 1e15  # of a bound: beyond it, neighbouring integers and steps are the same float in Optuna's storage
+MOST_STEPS = 1e9  # of a float range, counted from zero: finer ones drown in a float's 16 digits
+MOST_CHOICES = 10_000
 
 
 @dataclass(frozen=True)
@@ -46,7 +52,7 @@ class Dimension:
             step = 1 if self.step is None else int(self.step)
             return trial.suggest_int(self.key, int(self.low), int(self.high), step=step, log=self.log)
         drawn = trial.suggest_float(self.key, self.low, self.high, step=self.step, log=self.log)
-        return drawn if self.step is None else _tidy(drawn)
+        return drawn if self.step is None else self.value(round((drawn - self.low) / self.step))
 
     @property
     def by_position(self) -> bool:
@@ -60,23 +66,36 @@ class Dimension:
             return place if self.by_position else self.choices[place]
         return int(value) if self.kind == "int" else float(value)
 
-    def values(self) -> list[Any] | None:
-        """Every value, in order; None where they are a continuum."""
+    @property
+    def count(self) -> int | None:
+        """How many values there are; None where they are a continuum."""
         if self.kind == "categorical":
-            return list(self.choices)
+            return len(self.choices)
         assert self.low is not None and self.high is not None
         if self.kind == "int":
-            return list(range(int(self.low), int(self.high) + 1, int(self.step or 1)))
+            return (int(self.high) - int(self.low)) // int(self.step or 1) + 1
         if self.step is None:
-            return None if self.low < self.high else [self.low]
-        low, step = self.low, self.step
-        return [_tidy(low + place * step) for place in range(round((self.high - low) / step) + 1)]
+            return None if self.low < self.high else 1
+        return round((self.high - self.low) / self.step) + 1
+
+    def value(self, place: int) -> Any:
+        """The value at a place from 0 to `count` - 1, in order."""
+        if self.kind == "categorical":
+            return self.choices[place]
+        assert self.low is not None
+        if self.kind == "int":
+            return int(self.low) + place * int(self.step or 1)
+        return self.low if self.step is None else _stepped(self.low, self.step, place)
+
+    def values(self) -> list[Any] | None:
+        """Every value, in order; None where they are a continuum."""
+        return None if self.count is None else [self.value(place) for place in range(self.count)]
 
     def at(self, unit: float) -> Any:
         """The value at a share of the way, `unit` in [0, 1): for sequences that fill the unit cube evenly."""
-        values = None if self.log else self.values()
-        if values is not None:
-            return values[min(int(unit * len(values)), len(values) - 1)]
+        count = self.count
+        if count is not None and not self.log:
+            return self.value(min(int(unit * count), count - 1))
         assert self.low is not None and self.high is not None
         if not self.log:
             return self.low + unit * (self.high - self.low)
@@ -256,13 +275,16 @@ def _interval(key: str, swept: Any, text: str) -> Dimension:
 def _range(key: str, swept: Any, text: str) -> Dimension:
     _check_tags(key, swept.tags, text)
     first, last, step, log = swept.start, swept.stop, swept.step, "log" in swept.tags
-    if step == 0 or not math.isfinite(step):
-        raise ConfigError(
-            f"`sweep.space` key `{key}`: {text} has a step of {step}; leave it out or make it another number"
+    if first is None or last is None or not step:
+        wrong = (
+            f"has a step of {step}; leave it out or make it another number" if step == 0 else "needs a start and a stop"
         )
+        raise ConfigError(f"`sweep.space` key `{key}`: {text} {wrong}")
+    if not all(not isinstance(number, bool) and abs(number) <= LARGEST for number in (first, last, step)):
+        raise ConfigError(f"`sweep.space` key `{key}`: {text} needs finite numbers within ±{LARGEST:g}")
     if swept.shuffle:
         count = max(0, math.ceil((last - first) / step - 1e-9))  # as Python's range: the end is not among them
-        return _choice(key, [_tidy(first + place * step) for place in range(count)], text)
+        return _choice(key, [_stepped(first, step, place) for place in range(min(count, MOST_CHOICES + 1))], text)
     whole = all(isinstance(number, int) for number in (first, last, step))
     if step < 0:
         _check_bounds(key, last, first, log, text)
@@ -272,9 +294,13 @@ def _range(key: str, swept: Any, text: str) -> Dimension:
         raise ConfigError(
             f"`sweep.space` key `{key}`: {text} cannot be logarithmic and have steps; use tag(log, interval(low, high))"
         )
+    if not whole and max(abs(first), abs(last)) / abs(step) > MOST_STEPS:
+        raise ConfigError(
+            f"`sweep.space` key `{key}`: {text} has steps too fine to tell apart; use interval(low, high)"
+        )
     # the steps count from `first`, so the far bound is the last value that they reach
-    reached = first + math.floor((last - first) / step + 1e-9) * step
-    low, high = sorted((first, reached if whole else _tidy(reached)))
+    reached = _stepped(first, step, math.floor((last - first) / step + 1e-9))
+    low, high = sorted((first, reached))
     if whole:
         return Dimension(key, "int", low, high, step=abs(step) if abs(step) != 1 else None, log=log)
     return Dimension(key, "float", float(low), float(high), step=float(abs(step)))
@@ -283,8 +309,16 @@ def _range(key: str, swept: Any, text: str) -> Dimension:
 def _choice(key: str, choices: list[Any], text: str) -> Dimension:
     if not choices:
         raise ConfigError(f"`sweep.space` key `{key}`: {text} holds no value; give at least one")
+    if len(choices) > MOST_CHOICES:
+        raise ConfigError(
+            f"`sweep.space` key `{key}`: {text} holds over {MOST_CHOICES:,} choices; use range or interval"
+        )
     seen: list[Any] = []
     for choice in choices:
+        if not isinstance(choice, str | int | float | list | dict | None):
+            raise ConfigError(f"`sweep.space` key `{key}`: {text} holds a sweep in a sweep; write one flat choice(…)")
+        if isinstance(choice, float) and not math.isfinite(choice):
+            raise ConfigError(f"`sweep.space` key `{key}`: {text} holds {choice}; every number must be finite")
         if choice in seen:  # 1, 1.0 and true are equal, for Python and for Optuna
             raise ConfigError(f"`sweep.space` key `{key}`: {text} holds {choice!r} twice; drop one")
         seen.append(choice)
@@ -302,6 +336,8 @@ def _check_tags(key: str, tags: set[str], text: str) -> None:
 def _check_bounds(key: str, low: Any, high: Any, log: bool, text: str) -> None:
     if low is None or high is None or not (math.isfinite(low) and math.isfinite(high)):
         raise ConfigError(f"`sweep.space` key `{key}`: {text} needs two finite bounds")
+    if max(abs(low), abs(high)) > LARGEST:
+        raise ConfigError(f"`sweep.space` key `{key}`: {text} needs finite numbers within ±{LARGEST:g}")
     if low > high:
         raise ConfigError(f"`sweep.space` key `{key}`: {text} is upside down: {low} > {high}; swap the bounds")
     if log and low <= 0:
@@ -310,9 +346,11 @@ def _check_bounds(key: str, low: Any, high: Any, log: bool, text: str) -> None:
         )
 
 
-def _tidy(number: Any) -> Any:
-    """A sum of steps without its rounding noise: 0.3, not 0.30000000000000004."""
-    return float(f"{number:.12g}") if isinstance(number, float) else number
+def _stepped(first: Any, step: Any, place: int) -> Any:
+    """`first` + `place` steps as decimals are added: 0.3, not 0.30000000000000004."""
+    if isinstance(first, int) and isinstance(step, int):
+        return first + place * step
+    return float(Decimal(repr(first)) + place * Decimal(repr(step)))
 
 
 def _plain(value: Any) -> Any:
