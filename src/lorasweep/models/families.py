@@ -15,41 +15,31 @@ from typing import Any
 import torch
 from torch import nn
 
+from lorasweep.models.last_layer import POOLS_FIRST, install_last_layer
 from lorasweep.models.stream import Batch, RowStore
 
-# model_type -> where a classification head pools: the row's first token or its last
-STREAM_FAMILIES = {
-    "bert": "first",
-    "distilbert": "first",
-    "roberta": "first",
-    "xlm-roberta": "first",
-    "gpt2": "last",
-    "llama": "last",
-    "mistral": "last",
-    "qwen2": "last",
-    "gemma": "last",
-    "gemma2": "last",
-}
+STREAM_FAMILIES = (*POOLS_FIRST, "gpt2", "llama", "mistral", "qwen2", "gemma", "gemma2")
 OFFSET_POSITIONS = ("roberta", "xlm-roberta")  # positions start at pad_token_id + 1
 
 
 def can_stream(model: Any, head: str) -> bool:
     """Whether we know how to run this base on a token stream."""
     config = model.config
-    family = STREAM_FAMILIES.get(config.model_type)
-    if family is None or getattr(config, "is_encoder_decoder", False) or getattr(config, "add_cross_attention", False):
+    if config.model_type not in STREAM_FAMILIES or getattr(config, "add_cross_attention", False):
         return False
     if getattr(config, "position_embedding_type", "absolute") not in ("absolute", None):
         return False
-    encoder = family == "first"
-    if encoder and (head != "classification" or getattr(config, "is_decoder", False)):
+    if config.model_type in POOLS_FIRST and (head != "classification" or getattr(config, "is_decoder", False)):
         return False
     expected = type(model).__name__.endswith("ForSequenceClassification" if head == "classification" else "ForCausalLM")
     return expected or (head != "classification" and type(model).__name__.endswith("LMHeadModel"))
 
 
-def install_pooling(model: Any, current: Any) -> None:
-    """BERT pools inside its backbone: hand its pooler each row's first token instead of the stream's."""
+def install_pooling(model: Any, head: str, current: Any) -> None:
+    """Let a classifier's last layer, and BERT's pooler, see pooled tokens alone."""
+    if head != "classification":
+        return
+    install_last_layer(model, current)
     pooler = getattr(model.base_model, "pooler", None)
     if model.config.model_type == "bert" and pooler is not None:
         pooler.stream = current
@@ -57,9 +47,8 @@ def install_pooling(model: Any, current: Any) -> None:
 
 
 def _rows_first(pooler: Any, args: tuple[torch.Tensor, ...]) -> torch.Tensor | None:
-    """(1, tokens, hidden) -> (rows, 1, hidden): each row's first token. The pooler's own base may be a private copy."""
-    forward = pooler.stream.forward
-    return None if forward is None else args[0][0].index_select(0, forward.batch.first)[:, None]
+    """(1, rows, hidden) -> (rows, 1, hidden), as BERT's pooler takes each row's first token."""
+    return None if pooler.stream.forward is None else args[0].transpose(0, 1)
 
 
 def stream_logits(model: Any, batch: Batch, head: str) -> torch.Tensor:
@@ -68,22 +57,23 @@ def stream_logits(model: Any, batch: Batch, head: str) -> torch.Tensor:
     assert positions is not None, "the batch is padded"
     if config.model_type in OFFSET_POSITIONS:
         positions = positions + config.pad_token_id + 1
-    if batch.type_ids is not None and config.model_type in ("bert", "roberta", "xlm-roberta"):
+    if batch.type_ids is not None and config.model_type in POOLS_FIRST and config.model_type != "distilbert":
         kwargs["token_type_ids"] = batch.type_ids
-    if config.model_type not in ("bert", "distilbert", "roberta", "xlm-roberta"):
+    if config.model_type not in POOLS_FIRST:
         kwargs["use_cache"] = False
     outputs = model.base_model(input_ids=batch.ids, position_ids=positions, **kwargs)
-    hidden = outputs.last_hidden_state[0]  # (tokens, hidden)
+    hidden = outputs.last_hidden_state[0]  # (rows, hidden) by `last_layer`, else (tokens, hidden)
     if head != "classification":
         return _language_logits(model, hidden if batch.supervised is None else hidden.index_select(0, batch.supervised))
-    if STREAM_FAMILIES[config.model_type] == "last":
-        return model.score(hidden.index_select(0, batch.last))
+    if config.model_type == "gpt2":
+        hidden = hidden.index_select(0, batch.last)
+    if config.model_type not in POOLS_FIRST:
+        return model.score(hidden)
     if config.model_type == "bert":
         return model.classifier(model.dropout(outputs.pooler_output))
-    first = hidden.index_select(0, batch.first)  # (rows, hidden)
     if config.model_type == "distilbert":
-        return model.classifier(model.dropout(torch.relu(model.pre_classifier(first))))
-    return model.classifier(first[:, None])  # RoBERTa's head takes the first token itself
+        return model.classifier(model.dropout(torch.relu(model.pre_classifier(hidden))))
+    return model.classifier(hidden[:, None])  # RoBERTa's head takes the first token itself
 
 
 def _language_logits(model: Any, hidden: torch.Tensor) -> torch.Tensor:
@@ -126,8 +116,9 @@ def probe(
 ) -> dict[str, str]:
     """Where the input of each watched layer holds its rows, from one forward over the probe rows.
 
-    "stream": (1, tokens, …); "grid": (rows, longest, …) or (rows, …); "second": (…, rows, …); "flat": (rows * longest,
-    …); "loose": no rows to be seen, or not the same at every call; missing: not reached. run(rows) is that forward.
+    "stream": (1, tokens, …); "pooled": (1, rows, …); "grid": (rows, longest, …) or (rows, …); "second": (…, rows, …);
+    "flat": (rows * longest, …); "loose": no rows to be seen, or not the same at every call; missing: not reached.
+    run(rows) is that forward.
     """
     found: dict[str, str] = {}
 
@@ -151,6 +142,8 @@ def _kind(shape: torch.Size, stream: bool) -> str:
     lead = tuple(shape[:-1])
     if stream and lead == (1, PROBE_TOKENS):
         return "stream"
+    if stream and lead == (1, PROBE_ROWS):
+        return "pooled"
     if lead in ((PROBE_ROWS,), (PROBE_ROWS, 1)) or (not stream and lead == (PROBE_ROWS, PROBE_LONGEST)):
         return "grid"
     if not stream and lead == (PROBE_LONGEST, PROBE_ROWS):

@@ -65,7 +65,7 @@ def install(base: LoadedBase) -> None:
         for module in model.modules():
             if hasattr(module, "is_causal"):
                 module.stream = current
-        families.install_pooling(model, current)
+        families.install_pooling(model, base.key.head, current)
     else:
         base.left_pad = _padding_side(base) == "left"
     watched = dict(_trainable_layers(base))

@@ -105,7 +105,7 @@ class Forward:
 
         if kind in ("stream", "flat") or (kind == "grid" and len(lead) == 2 and lead[1] != 1):
             return flat, batch.token_bounds, "token", back
-        if kind == "grid":
+        if kind in ("grid", "pooled"):
             return flat, batch.row_bounds, "row", back
         return flat, [(0, len(flat))], "", back
 
