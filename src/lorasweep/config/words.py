@@ -92,7 +92,7 @@ def text_of(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, int | float):
-        return repr(value)
+        return repr(int(value) if isinstance(value, int) else float(value))  # numpy's floats are floats, too
     if isinstance(value, list | tuple):
         return "[" + ",".join(text_of(item) for item in value) + "]"
     if not isinstance(value, str):

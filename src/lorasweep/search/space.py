@@ -52,7 +52,7 @@ class Dimension:
             step = 1 if self.step is None else int(self.step)
             return trial.suggest_int(self.key, int(self.low), int(self.high), step=step, log=self.log)
         drawn = trial.suggest_float(self.key, self.low, self.high, step=self.step, log=self.log)
-        return drawn if self.step is None else self.value(round((drawn - self.low) / self.step))
+        return float(drawn) if self.step is None else self.value(round((drawn - self.low) / self.step))
 
     @property
     def by_position(self) -> bool:
