@@ -1,4 +1,4 @@
-"""One trial, three ways, interleaved in one process: lorasweep alone in its pack, plain PEFT + torch by hand, the Trainer.
+"""One trial, three ways, interleaved in one process: lorasweep with one slot, plain PEFT + torch, the Trainer.
 
     python benchmarks/solo.py [--model DIR_OR_ID] [--train FILE.tsv] [--steps 100] [--batch-size 8] [--rounds 5]
 
@@ -20,19 +20,19 @@ from pathlib import Path
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-import torch  # noqa: E402
-from peft import LoraConfig, TaskType, get_peft_model  # noqa: E402
-from torch.nn.functional import cross_entropy  # noqa: E402
-from transformers import AutoModelForSequenceClassification, Trainer, TrainingArguments  # noqa: E402
+import torch
+from peft import LoraConfig, TaskType, get_peft_model
+from torch.nn.functional import cross_entropy
+from transformers import AutoModelForSequenceClassification, Trainer, TrainingArguments
 
-from lorasweep.config import compose  # noqa: E402
-from lorasweep.config.home import Folders, Home  # noqa: E402
-from lorasweep.config.schema import Config  # noqa: E402
-from lorasweep.launchers.local import prepare  # noqa: E402
-from lorasweep.models.builtin import resolve  # noqa: E402
-from lorasweep.training.pack import Finished  # noqa: E402
-from lorasweep.training.slot import DataOrder  # noqa: E402
-from lorasweep.workbench import Workbench  # noqa: E402
+from lorasweep.config import compose
+from lorasweep.config.home import Folders, Home
+from lorasweep.config.schema import Config
+from lorasweep.launchers.local import prepare
+from lorasweep.models.builtin import resolve
+from lorasweep.training.pack import Finished
+from lorasweep.training.slot import DataOrder
+from lorasweep.workbench import Workbench
 
 
 def batches(workbench: Workbench, config: Config) -> list[dict[str, torch.Tensor]]:
@@ -42,7 +42,7 @@ def batches(workbench: Workbench, config: Config) -> list[dict[str, torch.Tensor
     order = DataOrder(len(train.labels), config.train.seed)
     made = []
     for _ in range(config.train.max_steps):
-        rows = order.take(config.train.batch_size)
+        rows = order.draw(config.train.batch_size)
         texts = [train.row(int(row)) for row in rows]
         ids = torch.nn.utils.rnn.pad_sequence(texts, batch_first=True, padding_value=pad)
         mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(t) for t in texts], batch_first=True)
@@ -153,7 +153,9 @@ def main() -> None:
                 seconds[name].append(elapsed)
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     ours, samples = medians["lorasweep, one slot"], arguments.steps * arguments.batch_size
-    print(f"{arguments.model}, batch {arguments.batch_size}, {arguments.steps} steps, {torch.get_num_threads()} threads")
+    print(
+        f"{arguments.model}, batch {arguments.batch_size}, {arguments.steps} steps, {torch.get_num_threads()} threads"
+    )
     for name, median in medians.items():
         spread = f"{min(seconds[name]):.2f} to {max(seconds[name]):.2f}"
         print(f"{name:<22} {median:6.2f} s ({spread})  {samples / median:7.1f} samples/s  {median / ours:5.2f}x ours")

@@ -71,12 +71,14 @@ def trial_runs(home: Path) -> list:
     return client.search_runs([experiment.experiment_id], "tags.`lorasweep.kind` = 'trial'")
 
 
-def histories(home: Path, keys: tuple[str, ...] = ("train/loss", "eval/loss", "eval/accuracy", "train/samples")) -> dict:
+def histories(home: Path) -> dict:
     """trial -> metric -> [(step, value)], straight from MLflow."""
     client = client_of(home)
+    keys = ("train/loss", "eval/loss", "eval/accuracy", "train/samples")
     return {
         int(run.data.tags["lorasweep.trial"]): {
-            key: [(point.step, point.value) for point in client.get_metric_history(run.info.run_id, key)] for key in keys
+            key: [(point.step, point.value) for point in client.get_metric_history(run.info.run_id, key)]
+            for key in keys
         }
         for run in trial_runs(home)
     }
@@ -133,8 +135,10 @@ def test_every_run_holds_what_the_docs_promise(finished: Path) -> None:
             assert key in metrics, key
         for key, value in row["metrics"].items():
             assert metrics[key] == value, key  # the newest value is that of the kept checkpoint
-        assert metrics["train/samples"] == row["samples"] == row["params"]["train.batch_size"] * row["params"]["train.max_steps"]
-        assert metrics["parameters/trainable"] == row["trainable_params"] == metrics["parameters/adapter"] + metrics["parameters/head"]
+        seen = row["params"]["train.batch_size"] * row["params"]["train.max_steps"]
+        assert metrics["train/samples"] == row["samples"] == seen
+        trained = metrics["parameters/adapter"] + metrics["parameters/head"]
+        assert metrics["parameters/trainable"] == row["trainable_params"] == trained
         assert metrics["parameters/total"] == row["total_params"]
         assert run.inputs.dataset_inputs, "the data set is an MLflow input"
         for tag in ("git.commit", "git.dirty", "fingerprint.config", "fingerprint.data", "packages", "device", "seed"):
@@ -146,7 +150,8 @@ def test_every_run_holds_what_the_docs_promise(finished: Path) -> None:
         assert artifacts.is_relative_to(finished / "mlruns")
         config = yaml.safe_load((artifacts / "config.yaml").read_text())
         assert config["optimizer"]["lr"] == row["params"]["optimizer.lr"]
-        assert {path.name for path in (artifacts / "adapter").iterdir()} >= {"adapter_config.json", "adapter_model.safetensors"}
+        files = {path.name for path in (artifacts / "adapter").iterdir()}
+        assert files >= {"adapter_config.json", "adapter_model.safetensors"}
     experiment = client.get_experiment_by_name("mini")
     own = client.search_runs([experiment.experiment_id], "tags.`lorasweep.kind` = 'sweep'")
     assert len(own) == 1

@@ -71,7 +71,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="lorasweep",
         description="Hyperparameter sweeps over LoRA fine-tuning: many trials over one base, one honest leaderboard.",
-        epilog="Words with `=` are Hydra overrides, for example: lorasweep sweep quickstart sweep.trials=8 model=tiny_gpt2",
+        epilog="Words with `=` are Hydra overrides, such as: lorasweep sweep quickstart sweep.trials=8 model=tiny_gpt2",
     )
     parser.add_argument("--version", action="version", version=f"lorasweep {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
@@ -94,7 +94,7 @@ def build_parser() -> argparse.ArgumentParser:
     board.add_argument("--top", type=int, metavar="K", help="only the first K rows")
     report = command("report", _report, "write a self-contained HTML page about a sweep")
     report.add_argument("name")
-    report.add_argument("--out", type=Path, metavar="FILE", help="where to write it; default: beside the sweep's other files")
+    report.add_argument("--out", type=Path, metavar="FILE", help="where to write it; default: in mlruns/lorasweep/")
     promote = command("promote", _promote, "score the best trial on the test split and register it as champion")
     promote.add_argument("name")
     promote.add_argument("--as", dest="model_name", metavar="MODEL", help="registered model; default: the sweep's name")

@@ -63,7 +63,8 @@ def _versions() -> list[Finding]:
             found.append(Finding(name, False, "not installed", "run `make setup`, or pip install lorasweep again"))
     bits = importlib.util.find_spec("bitsandbytes") is not None
     detail = importlib.metadata.version("bitsandbytes") if bits else "not installed: quantization=nf4 will not work"
-    found.append(Finding("bitsandbytes", bits or not sys.platform.startswith("linux"), detail, "pip install bitsandbytes"))
+    optional = not sys.platform.startswith("linux")
+    found.append(Finding("bitsandbytes", bits or optional, detail, "pip install bitsandbytes"))
     return found
 
 
@@ -127,5 +128,5 @@ def _configs(home: Home) -> list[Finding]:
     names = home.sweep_names()
     found = [Finding("sweeps", bool(names), ", ".join(names) or "none found", f"add one to {home.root / 'sweeps'}")]
     offline = os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0")
-    detail = "off (HF_HUB_OFFLINE is set): only local and built-in bases" if offline else "tried when a base asks for it"
+    detail = "off (HF_HUB_OFFLINE is set): only local bases" if offline else "tried when a base asks for it"
     return [*found, Finding("hugging face hub", True, detail)]

@@ -94,9 +94,7 @@ def plan(name: str, overrides: list[str]) -> Plan:
     )
 
 
-def expected_samples(
-    config: Config, space: Space, overrides: list[str], name: str, home: Home, rows: int
-) -> int:
+def expected_samples(config: Config, space: Space, overrides: list[str], name: str, home: Home, rows: int) -> int:
     """Training rows that all trials would see, averaged over random points of the space."""
     from lorasweep.training.schedule import total_steps
 
@@ -131,4 +129,4 @@ def show(plan: Plan) -> None:
     memory = f"{plan.memory_bytes / 2**20:,.0f} MiB"
     print(f"Memory: about {memory}: the base {plan.base_bytes / 2**20:,.0f}, a slot {plan.slot_bytes / 2**20:,.1f}.")
     time_text = format_seconds(plan.train_seconds)
-    print(f"Training: about {plan.train_samples:,} samples, {time_text} at the pace of the first point; evaluation not counted.")
+    print(f"Training: about {plan.train_samples:,} samples, {time_text} at the first point's pace, without evaluation.")

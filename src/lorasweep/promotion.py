@@ -1,6 +1,6 @@
 """The commands `promote` and `predict`: find the trial, open its sealed test split, hand both to the registry.
 
-The only caller of `load_test_split`. Neighbours: `search.study` (which trial), `registry` (gate, register, serve), `cli`.
+The only caller of `load_test_split`. Neighbours: `search.study` (which trial), `registry` (gate, serve), `cli`.
 """
 
 from __future__ import annotations

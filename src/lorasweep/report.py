@@ -32,11 +32,13 @@ LAYOUT = {
 STYLE = """
 body { font-family: system-ui, sans-serif; color: #1c2430; max-width: 1200px; margin: 2rem auto; padding: 0 1rem; }
 h1 { margin-bottom: .2rem; } .sub { color: #5b6675; margin-top: 0; }
-table { border-collapse: collapse; font-size: .85rem; } th, td { padding: .3rem .6rem; text-align: right; white-space: nowrap; }
+table { border-collapse: collapse; font-size: .85rem; }
+th, td { padding: .3rem .6rem; text-align: right; white-space: nowrap; }
 th { border-bottom: 2px solid #c9d1da; } td { border-bottom: 1px solid #e8ecf0; } td.text, th.text { text-align: left; }
 tr.best td { background: #e8f6ec; font-weight: 600; } tr.failed td { color: #a33; } tr.pruned td { color: #8a6d00; }
 .scroll { overflow-x: auto; } .facts { display: flex; gap: 2.5rem; flex-wrap: wrap; margin: 1.2rem 0; }
-.facts div { font-size: 1.5rem; font-weight: 600; } .facts span { display: block; font-size: .8rem; font-weight: 400; color: #5b6675; }
+.facts div { font-size: 1.5rem; font-weight: 600; }
+.facts span { display: block; font-size: .8rem; font-weight: 400; color: #5b6675; }
 """
 
 
@@ -110,7 +112,8 @@ def render(study: SweepStudy, folders: Folders) -> str:
     title = html.escape(f"Sweep {study.name}")
     body = "\n".join([facts(study, board), table(board), *drawn])
     return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>{STYLE}</style></head>'
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
+        f"<style>{STYLE}</style></head>"
         f'<body><h1>{title}</h1><p class="sub">{html.escape(board.metric)}, {board.direction}</p>{body}</body></html>'
     )
 
@@ -136,7 +139,8 @@ def table(board: leaderboard.Leaderboard) -> str:
     rows = board.rows[:MAX_TABLE_ROWS]
     metrics = sorted({key for row in rows for key in row["metrics"]} - {board.metric})
     params = sorted({key for row in rows for key in row["params"]})
-    head = ["rank", "trial", "state", board.metric, *metrics, *params, "trainable", "total", "samples", "seconds", "reason"]
+    first, last = ["rank", "trial", "state", board.metric], ["trainable", "total", "samples", "seconds", "reason"]
+    head = [*first, *metrics, *params, *last]
     lines = []
     for row in rows:
         cells = [
@@ -153,7 +157,8 @@ def table(board: leaderboard.Leaderboard) -> str:
             row["reason"],
         ]
         kind = "best" if row["rank"] == 1 else row["state"]
-        lines.append(f'<tr class="{kind}">' + "".join(f"<td>{html.escape(_cell(cell))}</td>" for cell in cells) + "</tr>")
+        shown = "".join(f"<td>{html.escape(_cell(cell))}</td>" for cell in cells)
+        lines.append(f'<tr class="{kind}">{shown}</tr>')
     heads = "".join(f"<th>{html.escape(name)}</th>" for name in head)
     return f'<h2>Leaderboard</h2><div class="scroll"><table><tr>{heads}</tr>{"".join(lines)}</table></div>'
 
@@ -206,7 +211,8 @@ def curve(curves: Curves, key: str, board: leaderboard.Leaderboard, title: str) 
 
 
 def importances(study: SweepStudy) -> Figure | None:
-    """How much of the objective's variance each swept key explains (fANOVA, Hutter et al. 2014), where enough is known."""
+    """How much of the objective's variance each swept key explains (fANOVA, Hutter et al. 2014); None where too little
+    is known."""
     from plotly import graph_objects
 
     shares = study.importances()

@@ -7,7 +7,6 @@ runs), `leaderboard` (what is shown), `cli` (who calls).
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ from typing import Any
 from lorasweep import leaderboard, live, report
 from lorasweep.config import compose
 from lorasweep.config.home import Folders, Home
-from lorasweep.config.schema import TRIAL_GROUPS, Config
+from lorasweep.config.schema import GROUPS, TRIAL_GROUPS, Config
 from lorasweep.errors import ConfigError
 from lorasweep.progress import Progress, Silent
 from lorasweep.search.space import Space, parse_space
@@ -25,6 +24,7 @@ from lorasweep.search.study import SweepStudy
 from lorasweep.workbench import Workbench
 
 TRAIN = "train"  # the study and experiment in which `lorasweep train` collects its single trials
+NEVER_A_TRIALS = set(GROUPS) - set(TRIAL_GROUPS) | {"sweep"}  # overrides that change no trial's numbers
 
 
 @dataclass
@@ -75,7 +75,11 @@ def resume(name: str, overrides: list[str], quiet: bool = False) -> Outcome:
     folders = Folders(compose.tracking_folder(overrides, home))
     study = SweepStudy.load(folders, name)
     if study.sweep_file is None:
-        return _train_interrupted(study, folders, home, quiet)
+        waiting = study.interrupted()
+        workbench = Workbench(folders, study.config.sweep.objective, 1)
+        if not waiting:
+            return _outcome(study, 1, 0.0, nothing_to_do=True)
+        return _train(study, waiting[-1].number, overrides, workbench, home, quiet)
     merged = [*study.overrides, *overrides]
     config = compose.compose(merged, sweep=study.sweep_file, home=home)
     return _run(name, config, merged, home, quiet)
@@ -106,53 +110,46 @@ def _run(name: str, config: Config, overrides: list[str], home: Home, quiet: boo
                 tally.end(record)
             tally.ended_before = tally.ended
             progress.note(f"continuing {name}: {len(done)} of {config.sweep.trials} trials are done")
-        _launch(study, config, space, folders, workbench, home, progress)
+        _launch(study, config, overrides, workbench, home, progress)
     return _outcome(study, workbench.slots, time.monotonic() - started)
 
 
 def train(overrides: list[str], quiet: bool = False) -> Outcome:
-    """Train one trial; it joins the study and experiment `train`, so that single runs can be compared too."""
-    started = time.monotonic()
+    """Train one trial; it joins the study and experiment `train`, so that single runs can be compared too.
+
+    Raises:
+        ConfigError, DataError, ModelError: before anything is stored.
+    """
     home = Home.find()
     config = compose.compose(overrides, home=home)
     config.sweep.name = config.sweep.name or TRAIN
     config.sweep.space, config.sweep.enqueue = {}, []
-    folders = Folders(home.tracking_dir(config.tracking))
-    workbench = Workbench(folders, config.sweep.objective, 1)
+    settings = [word for word in overrides if _group_of(word) in NEVER_A_TRIALS]
+    params = compose.parse_overrides(word for word in overrides if word not in settings)
+    workbench = Workbench(Folders(home.tracking_dir(config.tracking)), config.sweep.objective, 1)
     check_trainable(config, workbench)
-    params = compose.parse_overrides([word for word in overrides if word.partition(".")[0] not in ("tracking", "sweep")])
     identity = {"kind": "single trials", "objective": asdict(config.sweep.objective)}
-    study = SweepStudy.open(folders, config, Space(()), identity, [], sweep_file=None)
-    number = study.ask_fixed(params).number
-    return _train_waiting(study, config, folders, workbench, home, quiet, number, started)
+    study = SweepStudy.open(workbench.folders, config, None, identity, [], sweep_file=None)
+    return _train(study, study.ask_fixed(params).number, settings, workbench, home, quiet)
 
 
-def _train_interrupted(study: SweepStudy, folders: Folders, home: Home, quiet: bool) -> Outcome:
-    waiting = study.interrupted()
-    config = study.config
-    workbench = Workbench(folders, config.sweep.objective, 1)
-    if not waiting:
-        return _outcome(study, 1, 0.0, nothing_to_do=True)
-    return _train_waiting(study, config, folders, workbench, home, quiet, waiting[-1].number, time.monotonic())
-
-
-def _train_waiting(
-    study: SweepStudy,
-    config: Config,
-    folders: Folders,
-    workbench: Workbench,
-    home: Home,
-    quiet: bool,
-    number: int,
-    started: float,
+def _train(
+    study: SweepStudy, number: int, settings: list[str], workbench: Workbench, home: Home, quiet: bool
 ) -> Outcome:
+    """Train the study's waiting single trials; the outcome is that of `number`."""
+    started = time.monotonic()
+    config = study.config
     config.sweep.trials = len(study.interrupted())
     with _view(config, quiet) as (progress, _):
-        _launch(study, config, Space(()), folders, workbench, home, progress)
+        _launch(study, config, settings, workbench, home, progress)
     outcome = _outcome(study, workbench.slots, time.monotonic() - started)
     row = next(row for row in outcome.board.rows if row["trial"] == number)
     outcome.best = row if row["state"] == "complete" else None  # this trial's row, not the best of all single runs
     return outcome
+
+
+def _group_of(override: str) -> str:
+    return override.lstrip("+~").partition("=")[0].partition(".")[0]
 
 
 def choose_slots(config: Config) -> int:
@@ -209,25 +206,21 @@ def check_trainable(config: Config, workbench: Workbench) -> None:
 
 
 def _launch(
-    study: SweepStudy,
-    config: Config,
-    space: Space,
-    folders: Folders,
-    workbench: Workbench,
-    home: Home,
-    progress: Progress,
+    study: SweepStudy, config: Config, overrides: list[str], workbench: Workbench, home: Home, progress: Progress
 ) -> None:
     from lorasweep.launchers import local
     from lorasweep.tracking import Tracker
     from lorasweep.worker import Worker
 
-    tracker = Tracker(folders, study.name)
+    def composer(params: dict[str, Any]) -> Config:
+        return compose.compose_trial(overrides, study.sweep_file, params, home)
+
+    tracker = Tracker(workbench.folders, study.name)
     try:
-        keys = [dimension.key for dimension in space.dimensions]
-        tracker.open_sweep(config, compose.to_yaml(config), keys)
-        local.launch(Worker(study, tracker, workbench, home, progress, threading.Event()), config.launcher)
+        tracker.open_sweep(config, compose.to_yaml(config), list(config.sweep.space))
+        local.launch(Worker(study, tracker, workbench, composer, progress), config.launcher)
         tracker.close_sweep(_summary(study))
-        report.attach(study, folders)
+        report.attach(study, workbench.folders)
     finally:
         tracker.close()
 

@@ -142,7 +142,7 @@ class Tracker:
 
     # -- a trial ----------------------------------------------------------------------------------------------------
 
-    def start_trial(  # noqa: PLR0917
+    def start_trial(
         self,
         number: int,
         config: Config,
@@ -401,5 +401,5 @@ def attach_to_sweep(folders: Folders, sweep: str, source: Path, folder: str) -> 
         clause = "tags.`lorasweep.kind` = 'sweep'"
         runs = client.search_runs([experiment.experiment_id], clause, max_results=1) if experiment else []
         if not runs:
-            raise StorageError(f"{folders.mlflow_db} has no run of sweep {sweep}; start it with `lorasweep sweep {sweep}`")
+            raise StorageError(f"{folders.mlflow_db} has no run of sweep {sweep}; `lorasweep sweep {sweep}` makes it")
         _place(source, _artifact_folder(runs[0]) / folder / source.name)

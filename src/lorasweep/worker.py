@@ -13,6 +13,7 @@ import tempfile
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,6 @@ from lorasweep.progress import Progress
 from lorasweep.records import TrialRecord, TrialState
 
 if TYPE_CHECKING:
-    from lorasweep.config.home import Home
     from lorasweep.search.study import Asked, SweepStudy
     from lorasweep.tracking import Tracker
     from lorasweep.training.pack import Pack
@@ -59,12 +59,13 @@ class Worker:
         study: SweepStudy,
         tracker: Tracker,
         workbench: Workbench,
-        home: Home,
+        composer: Callable[[dict[str, Any]], Config],
         progress: Progress,
-        stop: threading.Event | None = None,
     ):
-        self.study, self.tracker, self.workbench, self.home, self.progress = study, tracker, workbench, home, progress
-        self.stop = stop or threading.Event()
+        """`composer` makes the typed config of a trial from its point."""
+        self.study, self.tracker, self.workbench, self.progress = study, tracker, workbench, progress
+        self.compose = composer
+        self.stop = threading.Event()
         self.running: dict[int, RunningTrial] = {}
         self.waiting: deque[tuple[Asked, Config]] = deque()  # asked, but their pack had no free slot
         self.interrupted: deque[Asked] = deque(study.interrupted())
@@ -102,7 +103,7 @@ class Worker:
                     return
                 asked = candidate
                 try:
-                    config = self.compose(asked)
+                    config = self.compose(asked.params)
                     if not self.workbench.pack(config).free:
                         self.waiting.append((asked, config))
                         return
@@ -123,10 +124,6 @@ class Worker:
         if budget.total_samples is not None and self.study.samples_seen() + in_training >= budget.total_samples:
             return None
         return self.study.ask()
-
-    def compose(self, asked: Asked) -> Config:
-        """The typed config of a trial."""
-        return compose.compose_trial(self.study.overrides, self.study.sweep_file, asked.params, self.home)
 
     def _admit(self, asked: Asked, config: Config) -> None:
         from lorasweep.provenance import gather

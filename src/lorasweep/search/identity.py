@@ -30,7 +30,8 @@ def check_same(name: str, was: dict[str, Any], now: dict[str, Any]) -> None:
     raise UsageError(
         f"sweep {name!r} was started as another sweep (was -> now):\n"
         + "\n".join(lines)
-        + f"\n`lorasweep resume {name}` continues it as it was; sweep.name=NEW starts another one beside it"
+        + f"\nUndo the change in sweeps/ or in the overrides (`lorasweep resume {name}` takes the old ones), "
+        "or start another sweep beside it with sweep.name=NEW"
     )
 
 
