@@ -299,7 +299,7 @@ def test_causal_language_model_losses_equal_transformers(base_path: PathOf) -> N
 def _train_only(pack: Any) -> list[Any]:
     segments = next(iter(pack._forwards([slot for slot in pack._slots if slot is not None])))
     pack._train(segments)
-    return [pack._step(slot) for slot in pack._slots]
+    return [pack._step(slot, norm) for slot, norm in zip(pack._slots, pack._norms(pack._slots), strict=True)]
 
 
 def test_base_keys_tell_apart_what_needs_another_base() -> None:

@@ -145,7 +145,7 @@ class _Unpad(torch.autograd.Function):
         return (out if plan.padding is None else out.index_fill_(0, plan.padding, 0)), None
 
 
-def stream_attention(  # noqa: PLR0917  transformers' signature
+def stream_attention(
     module: Any,
     query: torch.Tensor,
     key: torch.Tensor,

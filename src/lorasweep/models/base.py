@@ -22,8 +22,8 @@ from lorasweep.config.schema import Config, ModelConfig, QuantizationConfig
 from lorasweep.errors import ConfigError, ModelError
 from lorasweep.models import families, hub
 from lorasweep.models.counts import count_parameters
+from lorasweep.models.forward import Current, Forward
 from lorasweep.models.install import find_heads, inside, install, outside_backbone
-from lorasweep.models.layers import Current, Forward
 from lorasweep.models.stream import Batch, RowStore, Segment
 
 log = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ from lorasweep.errors import ConfigError
 from lorasweep.models.arena import new_adamw
 from lorasweep.models.base import LoadedBase
 from lorasweep.models.counts import ParameterCounts
-from lorasweep.models.layers import Forward
+from lorasweep.models.forward import Forward
 from lorasweep.models.packed_lora import slot_generator
 from lorasweep.models.stream import Batch
 

@@ -14,7 +14,8 @@ from torch import nn
 
 from lorasweep.errors import ConfigError, ModelError
 from lorasweep.models import attention, families
-from lorasweep.models.layers import BiasedNorm, Forward, HeadLinear, LoraLinear, SlotDropout
+from lorasweep.models.forward import Forward
+from lorasweep.models.layers import BiasedNorm, HeadLinear, LoraLinear, SlotDropout
 from lorasweep.models.stream import RowStore, Segment
 
 if TYPE_CHECKING:

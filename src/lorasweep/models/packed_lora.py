@@ -20,7 +20,7 @@ from lorasweep.config.schema import AdapterConfig, Config
 from lorasweep.errors import ConfigError, ModelError, nearest
 from lorasweep.models.arena import Arena, RowLayout, new_adamw
 from lorasweep.models.counts import ParameterCounts
-from lorasweep.models.layers import Forward, HeadPart, Job, LoraPart
+from lorasweep.models.forward import Forward, HeadPart, Job, LoraPart
 from lorasweep.models.stream import Batch
 
 if TYPE_CHECKING:
@@ -147,6 +147,7 @@ class PackedLora:
         self._anchor = torch.zeros(0, device=base.device, requires_grad=True)
         self._jobs: dict[tuple[int, ...], dict[str, Job]] = {}
         self._jobs_version = -1
+        self.pad_ranges = base.device.type == "cuda"  # a GPU's launches must not grow with the slots
 
     # -- slots ----------------------------------------------------------------------------------------------------
 
@@ -209,6 +210,7 @@ class PackedLora:
             keys,
             [trial.adapter.dropout for trial in trials],
             [trial.config.train.base_dropout for trial in trials],
+            self.pad_ranges,
         )
 
     def _jobs_of(self, slots: tuple[int, ...]) -> dict[str, Job]:
@@ -243,8 +245,10 @@ class PackedLora:
                 for slot, trial, lora, bias in zip(slots, trials, has_lora, has_bias, strict=True)
             ]
             job = Job(parts, has_lora=any(has_lora))
-            if whole is not None and len(set(has_lora)) == len(set(has_bias)) == 1:
-                job.stacked = self._lora_part(name, whole, rank if has_lora[0] else 0, has_bias[0], 1.0)
+            # a slot that does not target the module has zeros there, which stay: one block may hold it at some cost
+            together = len(set(has_lora)) == 1 or self.pad_ranges
+            if whole is not None and together and len(set(has_bias)) == 1:
+                job.stacked = self._lora_part(name, whole, rank if any(has_lora) else 0, has_bias[0], 1.0)
                 scales = [lora_scale(trial.adapter) for trial in trials]
                 job.scales = torch.tensor(scales, device=self.base.device, dtype=self.base.dtype).view(-1, 1, 1)
             jobs[name] = job

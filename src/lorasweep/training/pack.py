@@ -43,7 +43,7 @@ class Pack:
         ConfigError: a row is longer than the base has positions for.
     """
 
-    def __init__(  # noqa: PLR0917
+    def __init__(
         self,
         base: LoadedBase,
         task: Task,
@@ -148,14 +148,14 @@ class Pack:
                 started_over |= {segment.slot for segment in segments}
             if started_over & {segment.slot for segment in segments}:
                 events += self._shrink(segments)
+        ready = [slot for slot in slots if not slot.over and slot.micro == slot.config.train.accumulation]
         stepped = []
-        for slot in slots:
-            if not slot.over and slot.micro == slot.config.train.accumulation:
-                event = self._step(slot)
-                if event is not None:
-                    events.append(event)
-                    if isinstance(event, Stepped):
-                        stepped.append(slot)
+        for slot, norm in zip(ready, self._norms(ready), strict=True):
+            event = self._step(slot, norm)
+            if event is not None:
+                events.append(event)
+                if isinstance(event, Stepped):
+                    stepped.append(slot)
         due = [slot for slot in stepped if slot.evaluation_due]
         if due:
             events += self._evaluate(due)
@@ -258,14 +258,20 @@ class Pack:
         self.engine.zero_gradients(slot.index)
         return Failed(slot.number, cause, message)
 
-    def _step(self, slot: Slot) -> Stepped | Failed | None:
+    def _norms(self, slots: list[Slot]) -> list[float]:
+        """Global norms of the slots' gradients, as torch's clip_grad_norm_ takes them; one wait for the device."""
+        norms = []
+        for slot in slots:
+            if slot.scaler is not None:
+                slot.scaler.unscale_(self.engine.optimizer(slot.index))
+            parts = [torch.linalg.vector_norm(gradient) for gradient in self.engine.gradients(slot.index)]
+            norms.append(parts[0] if len(parts) == 1 else torch.linalg.vector_norm(torch.stack(parts)))
+        return torch.stack(norms).tolist() if norms else []
+
+    def _step(self, slot: Slot, norm: float) -> Stepped | Failed | None:
         """One optimizer step; None where fp16 overflowed and the step is tried again at a smaller loss scale."""
         engine, settings = self.engine, slot.config.optimizer
         optimizer, gradients = engine.optimizer(slot.index), engine.gradients(slot.index)
-        if slot.scaler is not None:
-            slot.scaler.unscale_(optimizer)
-        norms = [torch.linalg.vector_norm(gradient) for gradient in gradients]
-        norm = float(norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms)))
         if not math.isfinite(norm):
             if slot.scaler is None or slot.loss_scale < 2**-10:
                 return self._diverged(slot, f"the gradient's norm is {norm}")

@@ -1,0 +1,178 @@
+"""The forward that is running: whose rows, which values, which random streams. Layers read it; nothing global does.
+
+Neighbours: `packed_lora` and `full` (which make one for a batch), `base` (which runs it), `layers` (which read it).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from lorasweep.models.dropout import keep_mask, threshold
+from lorasweep.models.stream import Batch
+
+Bounds = list[tuple[int, int]]
+
+
+@dataclass
+class LoraPart:
+    """One slot at one layer: A (r, in), B transposed (r, out) or None where it is not targeted, with gradient twins; a
+    trained bias as its difference to the frozen one, or None."""
+
+    a: torch.Tensor | None = None
+    bt: torch.Tensor | None = None
+    grad_a: torch.Tensor | None = None
+    grad_bt: torch.Tensor | None = None
+    scale: float = 1.0
+    bias: torch.Tensor | None = None
+    grad_bias: torch.Tensor | None = None
+
+
+@dataclass
+class HeadPart:
+    """One slot's head layer: W (out, in), b (out,) or None, with gradient twins."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+    grad_weight: torch.Tensor
+    grad_bias: torch.Tensor | None
+
+
+@dataclass
+class Job:
+    """All slots of a forward at one layer. `stacked` is one part whose tensors lead with (slots,), where all slots lie
+    next to each other in the arena and take part; `scales` is then (slots, 1, 1)."""
+
+    parts: list[Any]
+    stacked: Any = None
+    scales: Any = None
+    has_lora: bool = True
+
+
+@dataclass(frozen=True)
+class PaddedRanges:
+    """Unequal ranges as one padded block (ranges, longest), so that a GPU's launches do not grow with the ranges.
+
+    gather (ranges * longest,): the position that each place reads, padding one of its own range; padding (ranges *
+    longest, 1) bool; scatter (n,): the place of each position.
+    """
+
+    count: int
+    gather: torch.Tensor
+    padding: torch.Tensor
+    scatter: torch.Tensor
+
+    @classmethod
+    def of(cls, bounds: Bounds, device: torch.device) -> PaddedRanges:
+        """Lay out the given ranges, which follow one another without a gap."""
+        edges = torch.tensor(bounds)
+        sizes = edges[:, 1] - edges[:, 0]
+        place = torch.arange(int(sizes.max()))[None]
+        padding = place >= sizes[:, None]
+        gather = edges[:, :1] + torch.minimum(place, sizes[:, None] - 1)
+        scatter = (~padding).flatten().nonzero().squeeze(1)
+        return cls(len(bounds), gather.flatten().to(device), padding.view(-1, 1).to(device), scatter.to(device))
+
+    def pad(self, x: torch.Tensor) -> torch.Tensor:
+        """(n, width) -> (ranges, longest, width); padding holds something finite or not, of its own range."""
+        return x.index_select(0, self.gather).unflatten(0, (self.count, -1))
+
+    def pad_zero(self, x: torch.Tensor) -> torch.Tensor:
+        """(n, width) -> (ranges, longest, width), zero at padding."""
+        return x.index_select(0, self.gather).masked_fill_(self.padding, 0).unflatten(0, (self.count, -1))
+
+    def unpad(self, x: torch.Tensor) -> torch.Tensor:
+        """(ranges, longest, width) -> (n, width)."""
+        return x.flatten(0, 1).index_select(0, self.scatter)
+
+
+class Current:
+    """The forward that is running over one base, if any. All its layers hold this object."""
+
+    def __init__(self) -> None:
+        self.forward: Forward | None = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Current:
+        copy = Current()  # a private copy of the base has its own forwards
+        memo[id(self)] = copy
+        return copy
+
+
+@dataclass
+class Forward:
+    """One forward over a batch: whose rows, which values, which random streams.
+
+    pad_ranges: multiply unequal ranges in one padded block. keys: one 32-bit dropout key a segment, None in
+    evaluation. adapter_rates, base_rates: dropout rates a segment; a base rate of None is the checkpoint's own.
+    """
+
+    batch: Batch
+    jobs: dict[str, Job]
+    dtype: torch.dtype
+    anchor: torch.Tensor
+    keys: list[int] | None = None
+    adapter_rates: list[float] = field(default_factory=list)
+    base_rates: list[float | None] = field(default_factory=list)
+    pad_ranges: bool = False
+    _ranges: dict[Any, PaddedRanges] = field(default_factory=dict)
+    _places: dict[Any, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
+    _rates: dict[Any, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
+
+    def flatten(
+        self, x: torch.Tensor, kind: str
+    ) -> tuple[torch.Tensor, Bounds, str, Callable[[torch.Tensor], torch.Tensor]]:
+        """x (..., width) -> (n, width) with each segment contiguous, its bounds, "token", "row" or "" for what the
+        first dimension counts, and the way back."""
+        batch, lead = self.batch, x.shape[:-1]
+        if kind == "second":
+            flat = x.transpose(0, 1).reshape(-1, x.shape[-1])
+            shape = (lead[1], lead[0])
+            return flat, batch.token_bounds, "token", lambda y: y.unflatten(0, shape).transpose(0, 1)
+        flat = x.reshape(-1, x.shape[-1])
+
+        def back(y: torch.Tensor) -> torch.Tensor:
+            return y.view(*lead, y.shape[-1])
+
+        if kind in ("stream", "flat") or (kind == "grid" and len(lead) == 2 and lead[1] != 1):
+            return flat, batch.token_bounds, "token", back
+        if kind in ("grid", "pooled"):
+            return flat, batch.row_bounds, "row", back
+        return flat, [(0, len(flat))], "", back
+
+    def blocks(self, job: Job, bounds: Bounds) -> PaddedRanges | bool:
+        """How a job's ranges are multiplied: True as one block (they are equal), a padded block, False one by one."""
+        if job.stacked is None:
+            return False
+        if len({end - start for start, end in bounds}) == 1:
+            return True
+        if not self.pad_ranges:
+            return False
+        key = tuple(bounds)
+        if key not in self._ranges:
+            self._ranges[key] = PaddedRanges.of(bounds, self.batch.device)
+        return self._ranges[key]
+
+    def mask(
+        self, count: str, layer: int, width: int, rates: list[float], bounds: Bounds
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """keep (n, width) bool and scale (n, 1) of a dropout layer, drawn from each slot's own stream."""
+        assert self.keys is not None
+        sizes = torch.tensor([end - start for start, end in bounds])
+        if count not in self._places:
+            places = self.batch.token_places if count == "token" else self.batch.row_places
+            keys = torch.repeat_interleave(torch.tensor(self.keys, dtype=torch.int32), sizes)
+            self._places[count] = (keys.to(places.device), places.to(torch.int32))
+        found = (count, *rates)
+        if found not in self._rates:
+            device = self.batch.device
+            limits = torch.tensor([threshold(rate) if rate else -(2**31) for rate in rates], dtype=torch.int32)
+            scales = torch.tensor([1 / (1 - rate) for rate in rates], dtype=torch.float32)
+            self._rates[found] = (
+                torch.repeat_interleave(limits, sizes).to(device),
+                torch.repeat_interleave(scales, sizes)[:, None].to(device),
+            )
+        limits, scales = self._rates[found]
+        return keep_mask(*self._places[count], layer, width, limits), scales
