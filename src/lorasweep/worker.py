@@ -81,6 +81,7 @@ class Worker:
         while True:
             self._fill()
             if not self.running:
+                self._add_seconds()
                 return
             for pack in self.workbench.active_packs:
                 for event in pack.advance():
