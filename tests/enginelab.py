@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy
 from lorasweep.config.schema import Config, ObjectiveConfig, TaskConfig
 from lorasweep.data.encode import Encoded
 from lorasweep.models.base import LoadedBase, load_base
+from lorasweep.models.builtin import resolve
 from lorasweep.tasks import Classify
 from lorasweep.training.pack import Failed, Finished, Pack, Stepped
 
@@ -167,7 +168,7 @@ def peft_model(trial: Config, adapter: Path, **load: Any) -> Any:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         base = AutoModelForSequenceClassification.from_pretrained(
-            trial.model.path, num_labels=len(NAMES), dtype=torch.float32, **load
+            resolve(trial.model.path), num_labels=len(NAMES), dtype=torch.float32, **load
         )
     return PeftModel.from_pretrained(base, str(adapter), is_trainable=True)
 
