@@ -85,3 +85,22 @@ def test_attention_groups_cover_every_token_once(lengths: list[int]) -> None:
 def test_rows_of_like_length_share_a_group() -> None:
     assert _group([20, 19, 18]) == [(0, 3)]
     assert _group([400] * 2 + [20] * 50) == [(0, 2), (2, 52)]
+
+
+@pytest.mark.parametrize("family", ["bert", "electra"])
+def test_token_types_reach_the_base(family: str, base_path: Callable[[str], str]) -> None:
+    plain = rows(9)
+    types = (torch.arange(len(plain.ids)) // 3) % 2
+    encoded = type(plain)(plain.ids, plain.offsets, plain.labels, types, 0)
+    base = base_of(config(base_path(family)))
+    store = RowStore(encoded, base.pad_token_id, CPU)
+    with torch.no_grad():
+        batch = base.batch(store, [Segment(0, torch.arange(9))])
+        with base.running(Forward(batch, {}, torch.float32, torch.zeros(0))):
+            ours = base.logits(batch)
+        base.model.set_attn_implementation("eager")
+        given_types = pad(type(plain)(types, plain.offsets, plain.labels, None, 0), torch.arange(9), 0)["input_ids"]
+        theirs = base.model(**pad(encoded, torch.arange(9), 0), token_type_ids=given_types).logits
+        untyped = base.model(**pad(encoded, torch.arange(9), 0)).logits
+    assert float((ours - theirs).abs().max()) < 1e-5
+    assert float((ours - untyped).abs().max()) > 1e-3
