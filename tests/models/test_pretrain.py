@@ -1,5 +1,7 @@
 """Pretraining text and the pretraining itself, cut to a few steps: seeded, and apart from the demo's rows."""
 
+import itertools
+import random
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from lorasweep.data.demo import demo_qa, demo_reviews, for_pretraining
 from lorasweep.models.builtin import NAMES
 from lorasweep.models.corpus import passages, telling_words
-from lorasweep.models.pretrain import SEED, pace, pretrain, weighted
+from lorasweep.models.pretrain import SEED, Recipe, batches, pace, pretrain, weighted
 
 
 def test_passages_are_seeded_and_apart_from_the_demo() -> None:
@@ -57,3 +59,13 @@ def test_telling_words_weigh_more() -> None:
     losses = -logits.log_softmax(-1)[torch.arange(6), wanted]
     expected = losses[telling].mean() + 0.3 * losses[~telling].mean()
     torch.testing.assert_close(weighted(logits, wanted, telling), expected)
+
+
+@pytest.mark.parametrize("rows", [5, 96, 200])
+def test_batches_go_on_for_ever_in_chunks_of_like_length(rows: int) -> None:
+    lengths = [(7 * row) % 31 for row in range(rows)]
+    order = batches(lengths, Recipe(steps=1, batch_rows=96, lr=1e-3), random.Random(0))
+    for chunks in itertools.islice(order, 5):
+        flat = [row for chunk in chunks for row in chunk]
+        assert len(flat) == len(set(flat)) == min(rows, 96)
+        assert [lengths[row] for row in flat] == sorted(lengths[row] for row in flat)

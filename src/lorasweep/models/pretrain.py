@@ -249,11 +249,12 @@ def batches(lengths: list[int], recipe: Recipe, rng: random.Random) -> Iterator[
     Batches themselves are drawn at random: batches of like length throughout are batches of like content, and with
     those the encoder learned nothing in as many steps.
     """
+    size = min(recipe.batch_rows, len(lengths))
     while True:
         order = list(range(len(lengths)))
         rng.shuffle(order)
-        for start in range(0, len(order) - recipe.batch_rows + 1, recipe.batch_rows):
-            rows = sorted(order[start : start + recipe.batch_rows], key=lambda row: lengths[row])
+        for start in range(0, len(order) - size + 1, size):
+            rows = sorted(order[start : start + size], key=lambda row: lengths[row])
             yield [rows[cut : cut + CHUNK_ROWS] for cut in range(0, len(rows), CHUNK_ROWS)]
 
 
