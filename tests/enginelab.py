@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
 
 from lorasweep.config.schema import Config, ObjectiveConfig, TaskConfig
@@ -261,3 +262,16 @@ def clone(trial: Config, **changes: Any) -> Config:
         group, _, name = key.partition("__")
         setattr(getattr(made, group), name, value)
     return made
+
+
+def assert_same_adapter(ours: Path, theirs: dict[str, torch.Tensor], tolerance: float = 1e-4) -> None:
+    """Every tensor of an exported adapter within `tolerance` of the other's, relative to its norm."""
+    mine = load_file(str(ours / "adapter_model.safetensors"))
+    extra = {name for name in theirs if ".original_module." in name or ".modules_to_save." in name}  # PEFT's bias=all
+    assert mine.keys() == theirs.keys() - extra
+    for name in mine:
+        if name.endswith(".key.base_layer.bias"):
+            continue  # softmax does not feel a key's bias: its gradient is rounding, which Adam makes as large as any
+        tensor = theirs[name]
+        difference = float((mine[name] - tensor).norm() / tensor.norm().clamp(min=1e-3))
+        assert difference < tolerance, f"{name}: {difference}"

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from safetensors.torch import load_file
 
 from enginelab import (
+    assert_same_adapter,
     base_of,
     config,
     export_now,
@@ -26,18 +25,6 @@ from lorasweep.training.slot import DataOrder
 
 FAMILIES = ["bert", "distilbert", "roberta", "gpt2", "llama", "mistral", "qwen2", "gemma", "gemma2"]
 FALLBACK = ["albert", "electra", "xlnet", "deberta-v2"]
-
-
-def assert_same_adapter(ours: Path, theirs: dict[str, torch.Tensor], tolerance: float = 1e-4) -> None:
-    mine = load_file(str(ours / "adapter_model.safetensors"))
-    extra = {name for name in theirs if ".original_module." in name or ".modules_to_save." in name}  # PEFT's bias=all
-    assert mine.keys() == theirs.keys() - extra
-    for name in mine:
-        if name.endswith(".key.base_layer.bias"):
-            continue  # softmax does not feel a key's bias: its gradient is rounding, which Adam makes as large as any
-        tensor = theirs[name]
-        difference = float((mine[name] - tensor).norm() / tensor.norm().clamp(min=1e-3))
-        assert difference < tolerance, f"{name}: {difference}"
 
 
 def check_against_peft(
