@@ -28,9 +28,7 @@ DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 EXAMPLE = "a dull start, but a superb end"
 
 
-def build(  # noqa: PLR0917
-    folder: Path, adapter: Path, base: str, config: Config, label_names: list[str], entry: Any
-) -> dict[str, Any]:
+def build(folder: Path, adapter: Path, base: str, config: Config, label_names: list[str], entry: Any) -> dict[str, Any]:
     """Write the MLflow model to `folder` and return the settings it loads with.
 
     `base` is a folder or a hub id (`builtin:` resolved), `entry` the mlflow.models.Model that MLmodel is written from.
