@@ -274,3 +274,12 @@ def test_plan_trains_nothing(tmp_path: Path) -> None:
     assert 5 * 4 * 8 <= document["train_samples"] <= 5 * 8 * 12
     assert not (home / "mlflow.db").exists()
     assert not (home / "mlruns" / "lorasweep" / "study.db").exists()
+
+
+@pytest.mark.slow
+def test_a_sweep_named_unlike_its_file_resumes_by_its_name(tmp_path: Path) -> None:
+    home = home_with_sweep(tmp_path)
+    tiny = ("sweep.name=other", "sweep.trials=1", "data.demo_rows=120")
+    lorasweep(home, "sweep", "mini", *tiny)
+    document = json.loads(lorasweep(home, "resume", "other", "sweep.trials=2", "--json"))
+    assert document["sweep"] == "other" and document["counts"]["complete"] == 2

@@ -82,7 +82,7 @@ def resume(name: str, overrides: list[str], quiet: bool = False) -> Outcome:
         return _train(study, waiting[-1].number, overrides, workbench, home, quiet)
     merged = [*study.overrides, *overrides]
     config = compose.compose(merged, sweep=study.sweep_file, home=home)
-    return _run(name, config, merged, home, quiet)
+    return _run(study.sweep_file, config, merged, home, quiet)
 
 
 def _run(name: str, config: Config, overrides: list[str], home: Home, quiet: bool) -> Outcome:
