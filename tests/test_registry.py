@@ -298,8 +298,11 @@ def test_minimised_objectives_are_gated_downwards(shop: Workshop, bert: Any) -> 
         promote(shop.folders, worse, "demo")
 
 
-@pytest.mark.parametrize("pairs", [False, True])
-def test_decoders_pairs_and_large_bases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pairs: bool) -> None:
+# demo_qa's rows are pairs without any pair_column
+@pytest.mark.parametrize(("pairs", "column"), [(False, None), (True, "context"), (True, None)])
+def test_decoders_pairs_and_large_bases(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pairs: bool, column: str | None
+) -> None:
     monkeypatch.setattr(registry_package, "SMALL_BASE_BYTES", 10)
     base = save_gpt2(tmp_path / "base")
     shop = Workshop(tmp_path, base)
@@ -308,7 +311,7 @@ def test_decoders_pairs_and_large_bases(tmp_path: Path, monkeypatch: pytest.Monk
     expected = plain_labels(base, adapter, rows)
     test = Split(rows.texts, rows.pairs, [LABELS.index(label) for label in expected])
     config = shop.config()
-    config.data.pair_column = "context" if pairs else None
+    config.data.pair_column = column
     result = promote(shop.folders, shop.candidate(shop.trial(0, adapter), test, config=config), "gpt")
     assert result.value == 1.0
     [folder] = shop.folders.mlruns.glob("*/models/m-*/artifacts")
@@ -318,8 +321,17 @@ def test_decoders_pairs_and_large_bases(tmp_path: Path, monkeypatch: pytest.Monk
     uri = "models:/gpt@champion"
     with pytest.raises((StorageError, UsageError), match=r"nothing is there\. Give its place at load"):
         registry.predict(shop.folders, uri, rows.texts, rows.pairs)
-    answers = registry.predict(shop.folders, uri, rows.texts, rows.pairs, {"base_model": str(moved)})
+    elsewhere = {"base_model": str(moved)}
+    answers = registry.predict(shop.folders, uri, rows.texts, rows.pairs, elsewhere)
     assert [answer["label"] for answer in answers] == expected
+    with pytest.raises(UsageError, match=r"--pair"):
+        registry.predict(shop.folders, uri, rows.texts, None if pairs else rows.texts, elsewhere)
+
+
+def test_a_sweep_with_a_dot_in_its_name_is_promoted(shop: Workshop, bert: Any) -> None:
+    candidate = shop.candidate(shop.trial(0, bert[1][0]), bert[3], sweep="v1.2")
+    assert promote(shop.folders, candidate, "v1.2").action == "promoted"
+    assert len(registry.predict(shop.folders, "models:/v1.2@champion", ["a text"])) == 1
 
 
 @pytest.mark.slow

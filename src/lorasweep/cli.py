@@ -104,6 +104,12 @@ def build_parser() -> argparse.ArgumentParser:
     predict = command("predict", _predict, "answers from a registered model")
     predict.add_argument("model_uri", help="for example models:/quickstart@champion")
     predict.add_argument("text", nargs="+")
+    predict.add_argument(
+        "--pair",
+        action="append",
+        metavar="TEXT",
+        help="the second text of a pair, such as a context; once for each text",
+    )
     ui = command("ui", _ui, "the MLflow UI on 127.0.0.1, opened at the sweep's leaderboard")
     ui.add_argument("name", nargs="?", help="the sweep to open; default: the newest")
     ui.add_argument("--port", type=int, default=5000)
@@ -199,7 +205,7 @@ def _promote(arguments: argparse.Namespace, overrides: list[str]) -> int:
 def _predict(arguments: argparse.Namespace, overrides: list[str]) -> int:
     from lorasweep import promotion
 
-    answers = promotion.predict(arguments.model_uri, arguments.text, overrides)
+    answers = promotion.predict(arguments.model_uri, arguments.text, overrides, pairs=arguments.pair)
     if arguments.json:
         _print_json({"model": arguments.model_uri, "predictions": answers})
     else:

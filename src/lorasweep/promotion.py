@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from lorasweep import registry
 from lorasweep.config import compose
 from lorasweep.config.home import Folders, Home
+from lorasweep.errors import UsageError
 from lorasweep.registry import PromotionResult
 from lorasweep.search.study import SweepStudy
 
@@ -64,14 +65,20 @@ def rollback(name: str, overrides: list[str], model_name: str | None = None) -> 
     return registry.rollback(Folders(compose.tracking_folder(overrides, home)), model_name or name)
 
 
-def predict(model_uri: str, texts: list[str], overrides: list[str]) -> list[dict[str, Any]]:
+def predict(
+    model_uri: str, texts: list[str], overrides: list[str], pairs: list[str] | None = None
+) -> list[dict[str, Any]]:
     """`{"label", "score", "probabilities"}` for each text, by a registered model such as models:/NAME@champion.
 
+    `pairs` are the second texts, for a model that was trained on pairs.
+
     Raises:
-        UsageError: there is no such model, version or alias.
+        UsageError: there is no such model, version or alias, or it is about pairs and these are not (or the reverse).
     """
+    if pairs is not None and len(pairs) != len(texts):
+        raise UsageError(f"{len(texts)} texts and {len(pairs)} second texts: give --pair once for each text")
     home = Home.find()
-    return registry.predict(Folders(compose.tracking_folder(overrides, home)), model_uri, texts)
+    return registry.predict(Folders(compose.tracking_folder(overrides, home)), model_uri, texts, pairs)
 
 
 def _scorer(task: Task) -> registry.Score:

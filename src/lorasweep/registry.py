@@ -239,8 +239,11 @@ def _register(client: MlflowClient, candidate: Candidate, model_name: str) -> st
         "lorasweep.decision": "unfinished: registered, not yet scored",
         **{key: value for key, value in run.data.tags.items() if key.startswith("lorasweep.fingerprint.")},
     }
+    title = f"{candidate.sweep}-{record.trial}".replace(
+        ".", "_"
+    )  # MLflow takes dots in a registered model's name alone
     logged = client.create_logged_model(
-        run.info.experiment_id, f"{candidate.sweep}-{record.trial}", record.run_id, tags=tags, model_type="classifier"
+        run.info.experiment_id, title, record.run_id, tags=tags, model_type="classifier"
     )
     with tempfile.TemporaryDirectory(prefix="lorasweep-") as temporary:
         folder = Path(temporary) / "model"
@@ -251,7 +254,13 @@ def _register(client: MlflowClient, candidate: Candidate, model_name: str) -> st
             model_id=logged.model_id,
         )
         settings = registry_package.build(
-            folder, artifacts / "adapter", candidate.base, candidate.config, candidate.label_names, entry
+            folder,
+            artifacts / "adapter",
+            candidate.base,
+            candidate.config,
+            candidate.label_names,
+            entry,
+            paired=candidate.test.pairs is not None,
         )
         with quiet():
             client.log_model_artifacts(logged.model_id, str(folder))

@@ -28,10 +28,13 @@ DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 EXAMPLE = "a dull start, but a superb end"
 
 
-def build(folder: Path, adapter: Path, base: str, config: Config, label_names: list[str], entry: Any) -> dict[str, Any]:
+def build(
+    folder: Path, adapter: Path, base: str, config: Config, label_names: list[str], entry: Any, paired: bool
+) -> dict[str, Any]:
     """Write the MLflow model to `folder` and return the settings it loads with.
 
-    `base` is a folder or a hub id (`builtin:` resolved), `entry` the mlflow.models.Model that MLmodel is written from.
+    `base` is a folder or a hub id (`builtin:` resolved), `entry` the mlflow.models.Model that MLmodel is written from,
+    `paired` whether its rows have a second text (demo_qa's have, without a `pair_column`).
 
     Raises:
         StorageError: the adapter's folder is not there.
@@ -70,8 +73,8 @@ def build(folder: Path, adapter: Path, base: str, config: Config, label_names: l
             python_model=str(CODE),
             artifacts=artifacts,
             model_config=settings,
-            signature=signature(label_names, paired=config.data.pair_column is not None),
-            input_example=example(paired=config.data.pair_column is not None),
+            signature=signature(label_names, paired=paired),
+            input_example=example(paired=paired),
             pip_requirements=requirements(config),
             mlflow_model=entry,
         )

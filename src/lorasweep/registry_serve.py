@@ -38,13 +38,17 @@ def predict(
     `model_config` overrides settings of the model, such as base_model (see `adapter_model`).
 
     Raises:
-        UsageError: there is no such model, version or alias.
+        UsageError: there is no such model, version or alias, or `pairs` are missing or too much.
         StorageError: the model cannot be loaded.
     """
     import pandas as pd
 
     with mlflow_here(folders):
         model = _load(folders, model_uri, model_config)
+        paired = "pair" in model.metadata.get_input_schema().input_names()
+        if paired != (pairs is not None):
+            wanted = "pairs: give the second text of each with --pair" if paired else "single texts: leave out --pair"
+            raise UsageError(f"{model_uri} was trained on {wanted}")
         table = pd.DataFrame({"text": texts, **({"pair": pairs} if pairs is not None else {})})
         with readable_errors(f"predict with {model_uri}"):
             answers = model.predict(table)
