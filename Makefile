@@ -49,8 +49,9 @@ test-fast: $(VENV)/.dev  ## the tests that take seconds
 lint: $(VENV)/.dev  ## ruff and mypy
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy
 
-bench: $(VENV)/.dev  ## one solo trial against plain PEFT and transformers.Trainer, interleaved
-	@$(VENV)/bin/python benchmarks/solo.py $(ARGS)
+bench: $(VENV)/.dev  ## solo and packed trials against plain PEFT and transformers.Trainer, interleaved
+	@$(VENV)/bin/python benchmarks/solo.py
+	@$(VENV)/bin/python benchmarks/packed.py $(ARGS)
 
 bases: $(VENV)/.runtime  ## pretrain the tiny demo bases again, from generated text
 	@$(VENV)/bin/python -m lorasweep.models.pretrain src/lorasweep/models/bases $(ARGS)

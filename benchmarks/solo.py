@@ -19,6 +19,7 @@ from pathlib import Path
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as the lorasweep command sets it
 
 import torch
 from peft import LoraConfig, TaskType, get_peft_model
@@ -52,7 +53,9 @@ def batches(workbench: Workbench, config: Config) -> list[dict[str, torch.Tensor
 
 def peft_model(config: Config, labels: int) -> torch.nn.Module:
     """The model a user builds by hand."""
-    model = AutoModelForSequenceClassification.from_pretrained(resolve(config.model.path), num_labels=labels)
+    model = AutoModelForSequenceClassification.from_pretrained(
+        resolve(config.model.path), num_labels=labels, dtype=torch.float32
+    )
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
@@ -62,13 +65,28 @@ def peft_model(config: Config, labels: int) -> torch.nn.Module:
     return get_peft_model(model, adapter)
 
 
+def starting_point(model: torch.nn.Module) -> Callable[[], None]:
+    """A function that puts the trained weights back to what they are now: every round trains the same trial."""
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    first = [weight.detach().clone() for weight in trained]
+
+    def reset() -> None:
+        with torch.no_grad():
+            for weight, value in zip(trained, first, strict=True):
+                weight.copy_(value)
+
+    return reset
+
+
 def by_hand(workbench: Workbench, config: Config) -> Callable[[], float]:
     """Plain PEFT and torch: forward, backward, clip, AdamW, linear decay."""
     rows = batches(workbench, config)
     model = peft_model(config, len(workbench.data(config).label_names)).train()
     weights = [weight for weight in model.parameters() if weight.requires_grad]
+    reset = starting_point(model)
 
     def run() -> float:
+        reset()
         optimizer = torch.optim.AdamW(weights, lr=config.optimizer.lr, weight_decay=0.0, fused=True)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / config.train.max_steps)
         started = time.perf_counter()
@@ -94,7 +112,10 @@ def by_trainer(workbench: Workbench, config: Config, folder: Path) -> Callable[[
         logging_strategy="no", dataloader_drop_last=False,
     )  # fmt: skip
 
+    reset = starting_point(model)
+
     def run() -> float:
+        reset()
         trainer = Trainer(model=model, args=arguments, train_dataset=rows, data_collator=lambda found: found[0])
         started = time.perf_counter()
         trainer.train()
