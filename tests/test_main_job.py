@@ -239,8 +239,13 @@ def test_kill_and_run_again_gives_the_sweep_that_was_never_stopped(finished: Pat
 
 def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
     home = home_with_sweep(tmp_path / "stopped")
-    process = start(home, "sweep", "mini", "train.max_steps=4000", "sweep.trials=2")
+    endless = SWEEP.replace("range(8, 12, 4)", "choice(40000)").replace("eval_every_steps: 4", "eval_every_steps: 400")
+    (home / "sweeps" / "mini.yaml").write_text(endless)
+    process = start(home, "sweep", "mini", "sweep.trials=2")
     wait_for_metrics(home, process)
+    _, refusal = (second := start(home, "sweep", "mini", "sweep.trials=2")).communicate()
+    assert second.returncode == 1, refusal  # or it would train the trials that are running here once more
+    assert f"process {process.pid} is training sweep mini" in refusal
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
@@ -283,3 +288,13 @@ def test_a_sweep_named_unlike_its_file_resumes_by_its_name(tmp_path: Path) -> No
     lorasweep(home, "sweep", "mini", *tiny)
     document = json.loads(lorasweep(home, "resume", "other", "sweep.trials=2", "--json"))
     assert document["sweep"] == "other" and document["counts"]["complete"] == 2
+
+
+@pytest.mark.slow
+def test_a_spent_budget_of_samples_is_the_end_of_a_sweep(tmp_path: Path) -> None:
+    home = home_with_sweep(tmp_path)
+    words = ("sweep.total_samples=1", "sweep.trials=9", "launcher.slots=1", "data.demo_rows=120")
+    lorasweep(home, "sweep", "mini", *words)
+    assert "1 complete. All is done" in lorasweep(home, "resume", "mini")
+    document = json.loads(lorasweep(home, "resume", "mini", "sweep.total_samples=1000000", "sweep.trials=2", "--json"))
+    assert document["counts"]["complete"] == 2

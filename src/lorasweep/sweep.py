@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from lorasweep.config import compose
 from lorasweep.config.home import Folders, Home
 from lorasweep.config.schema import GROUPS, TRIAL_GROUPS, Config
 from lorasweep.errors import ConfigError
+from lorasweep.launchers.local import alone_on
 from lorasweep.progress import Progress, Silent
 from lorasweep.search.space import Space, parse_space
 from lorasweep.search.study import SweepStudy
@@ -75,11 +76,12 @@ def resume(name: str, overrides: list[str], quiet: bool = False) -> Outcome:
     folders = Folders(compose.tracking_folder(overrides, home))
     study = SweepStudy.load(folders, name)
     if study.sweep_file is None:
-        waiting = study.interrupted()
-        workbench = Workbench(folders, study.config.sweep.objective, 1)
-        if not waiting:
-            return _outcome(study, 1, 0.0, nothing_to_do=True)
-        return _train(study, waiting[-1].number, overrides, workbench, home, quiet)
+        with alone_on(study.name, folders.sweep(study.name)):
+            waiting = study.interrupted()
+            workbench = Workbench(folders, study.config.sweep.objective, 1)
+            if not waiting:
+                return _outcome(study, 1, 0.0, nothing_to_do=True)
+            return _train(study, waiting[-1].number, overrides, workbench, home, quiet)
     merged = [*study.overrides, *overrides]
     config = compose.compose(merged, sweep=study.sweep_file, home=home)
     return _run(study.sweep_file, config, merged, home, quiet)
@@ -94,22 +96,25 @@ def _run(name: str, config: Config, overrides: list[str], home: Home, quiet: boo
     workbench = Workbench(folders, config.sweep.objective, choose_slots(config))
     identity = identify(config, space, workbench)
     exists = config.sweep.name in SweepStudy.names(folders)
-    if exists:
-        study = SweepStudy.open(folders, config, space, identity, overrides, sweep_file=name)
-        if not study.remaining() and not study.interrupted():
-            return _outcome(study, workbench.slots, 0.0, nothing_to_do=True)
-    first = {**space.probe_points()[0], **(config.sweep.enqueue or [{}])[0]}
-    with _view(config, quiet) as (progress, tally):
+    with ExitStack() as stack:
+        if exists:
+            stack.enter_context(alone_on(config.sweep.name, folders.sweep(config.sweep.name)))
+            study = SweepStudy.open(folders, config, space, identity, overrides, sweep_file=name)
+            if not study.interrupted() and study.budget_spent():
+                return _outcome(study, workbench.slots, 0.0, nothing_to_do=True)
+        first = {**space.probe_points()[0], **(config.sweep.enqueue or [{}])[0]}
+        progress, tally = stack.enter_context(_view(config, quiet))
         progress.note(f"loading {config.model.name or config.model.path} and {workbench.data(config).source}")
         check_trainable(compose.compose_trial(overrides, name, first, home), workbench)
         if not exists:
+            stack.enter_context(alone_on(config.sweep.name, folders.sweep(config.sweep.name)))
             study = SweepStudy.open(folders, config, space, identity, overrides, sweep_file=name)
         else:
             done = [record for record in study.records() if record.state != "running"]
             for record in done:
                 tally.end(record)
             tally.ended_before = tally.ended
-            progress.note(f"continuing {name}: {len(done)} of {config.sweep.trials} trials are done")
+            progress.note(f"continuing {config.sweep.name}: {len(done)} of {config.sweep.trials} trials are done")
         _launch(study, config, overrides, workbench, home, progress)
     return _outcome(study, workbench.slots, time.monotonic() - started)
 
@@ -129,8 +134,9 @@ def train(overrides: list[str], quiet: bool = False) -> Outcome:
     workbench = Workbench(Folders(home.tracking_dir(config.tracking)), config.sweep.objective, 1)
     check_trainable(config, workbench)
     identity = {"kind": "single trials", "objective": asdict(config.sweep.objective)}
-    study = SweepStudy.open(workbench.folders, config, None, identity, [], sweep_file=None)
-    return _train(study, study.ask_fixed(params).number, settings, workbench, home, quiet)
+    with alone_on(config.sweep.name, workbench.folders.sweep(config.sweep.name)):
+        study = SweepStudy.open(workbench.folders, config, None, identity, [], sweep_file=None)
+        return _train(study, study.ask_fixed(params).number, settings, workbench, home, quiet)
 
 
 def _train(

@@ -117,14 +117,9 @@ class Worker:
         """The next trial to train: first those that a dead process left, then new ones while the budget lasts."""
         if self.interrupted:
             return self.interrupted.popleft()
-        budget = self.study.config.sweep
         self._add_seconds()
-        if budget.timeout_seconds is not None and self.study.seconds() >= budget.timeout_seconds:
-            return None
         in_training = sum(trial.samples for trial in self.running.values())
-        if budget.total_samples is not None and self.study.samples_seen() + in_training >= budget.total_samples:
-            return None
-        return self.study.ask()
+        return None if self.study.budget_spent(in_training) else self.study.ask()
 
     def _admit(self, asked: Asked, config: Config) -> None:
         from lorasweep.provenance import gather

@@ -316,6 +316,13 @@ class SweepStudy:
         """Trials that may still be asked for."""
         return max(0, self.budget() - len(self._trials())) if self.space is not None else 0
 
+    def budget_spent(self, samples_in_training: int = 0) -> bool:
+        """Whether no further trial may start: trials, seconds or training rows are used up."""
+        sweep = self.config.sweep
+        late = sweep.timeout_seconds is not None and self.seconds() >= sweep.timeout_seconds
+        seen = sweep.total_samples is not None and self.samples_seen() + samples_in_training >= sweep.total_samples
+        return late or seen or not self.remaining()
+
     def samples_seen(self) -> int:
         """Training rows seen by the trials that have ended."""
         return sum(record.samples for record in self.records())
