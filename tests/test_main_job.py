@@ -207,9 +207,9 @@ def test_promote_then_serve_from_another_process_and_folder(finished: Path, tmp_
     assert test_accuracy == document["metrics"]["test/accuracy"]
 
 
-def wait_for_metrics(home: Path, process: subprocess.Popen) -> None:
+def wait_for_metrics(home: Path, process: subprocess.Popen, sweep: str = "mini") -> None:
     """Return once some trial has reported a few steps."""
-    spool = home / "mlruns" / "lorasweep" / "sweeps" / "mini" / "spool"
+    spool = home / "mlruns" / "lorasweep" / "sweeps" / sweep / "spool"
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
         if sum(len(path.read_text().splitlines()) for path in spool.glob("*.jsonl")) > 12:
@@ -298,3 +298,15 @@ def test_a_spent_budget_of_samples_is_the_end_of_a_sweep(tmp_path: Path) -> None
     assert "1 complete. All is done" in lorasweep(home, "resume", "mini")
     document = json.loads(lorasweep(home, "resume", "mini", "sweep.total_samples=1000000", "sweep.trials=2", "--json"))
     assert document["counts"]["complete"] == 2
+
+
+@pytest.mark.slow
+def test_train_leaves_the_trials_of_the_dead_to_resume(tmp_path: Path) -> None:
+    tiny = ("data.demo_rows=120", "train.batch_size=4")
+    process = start(tmp_path, "train", *tiny, "train.max_steps=4000")
+    wait_for_metrics(tmp_path, process, "train")
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    document = json.loads(lorasweep(tmp_path, "train", *tiny, "train.max_steps=4", "--json"))
+    assert document["best"]["trial"] == 1
+    assert document["counts"]["complete"] == 1 and document["counts"]["running"] == 1

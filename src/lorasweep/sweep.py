@@ -21,7 +21,7 @@ from lorasweep.errors import ConfigError
 from lorasweep.launchers.local import alone_on
 from lorasweep.progress import Progress, Silent
 from lorasweep.search.space import Space, parse_space
-from lorasweep.search.study import SweepStudy
+from lorasweep.search.study import Asked, SweepStudy
 from lorasweep.workbench import Workbench
 
 TRAIN = "train"  # the study and experiment in which `lorasweep train` collects its single trials
@@ -81,7 +81,7 @@ def resume(name: str, overrides: list[str], quiet: bool = False) -> Outcome:
             workbench = Workbench(folders, study.config.sweep.objective, 1)
             if not waiting:
                 return _outcome(study, 1, 0.0, nothing_to_do=True)
-            return _train(study, waiting[-1].number, overrides, workbench, home, quiet)
+            return _train(study, waiting, overrides, workbench, home, quiet)
     merged = [*study.overrides, *overrides]
     config = compose.compose(merged, sweep=study.sweep_file, home=home)
     return _run(study.sweep_file, config, merged, home, quiet)
@@ -136,20 +136,20 @@ def train(overrides: list[str], quiet: bool = False) -> Outcome:
     identity = {"kind": "single trials", "objective": asdict(config.sweep.objective)}
     with alone_on(config.sweep.name, workbench.folders.sweep(config.sweep.name)):
         study = SweepStudy.open(workbench.folders, config, None, identity, [], sweep_file=None)
-        return _train(study, study.ask_fixed(params).number, settings, workbench, home, quiet)
+        return _train(study, [study.ask_fixed(params)], settings, workbench, home, quiet)
 
 
 def _train(
-    study: SweepStudy, number: int, settings: list[str], workbench: Workbench, home: Home, quiet: bool
+    study: SweepStudy, asked: list[Asked], settings: list[str], workbench: Workbench, home: Home, quiet: bool
 ) -> Outcome:
-    """Train the study's waiting single trials; the outcome is that of `number`."""
+    """Train these single trials and no other that waits; the outcome is that of the last."""
     started = time.monotonic()
     config = study.config
-    config.sweep.trials = len(study.interrupted())
+    config.sweep.trials = len(asked)
     with _view(config, quiet) as (progress, _):
-        _launch(study, config, settings, workbench, home, progress)
+        _launch(study, config, settings, workbench, home, progress, asked)
     outcome = _outcome(study, workbench.slots, time.monotonic() - started)
-    row = next(row for row in outcome.board.rows if row["trial"] == number)
+    row = next(row for row in outcome.board.rows if row["trial"] == asked[-1].number)
     outcome.best = row if row["state"] == "complete" else None  # this trial's row, not the best of all single runs
     return outcome
 
@@ -212,7 +212,13 @@ def check_trainable(config: Config, workbench: Workbench) -> None:
 
 
 def _launch(
-    study: SweepStudy, config: Config, overrides: list[str], workbench: Workbench, home: Home, progress: Progress
+    study: SweepStudy,
+    config: Config,
+    overrides: list[str],
+    workbench: Workbench,
+    home: Home,
+    progress: Progress,
+    only: list[Asked] | None = None,
 ) -> None:
     from lorasweep.launchers import local
     from lorasweep.tracking import Tracker
@@ -224,7 +230,7 @@ def _launch(
     tracker = Tracker(workbench.folders, study.name)
     try:
         tracker.open_sweep(config, compose.to_yaml(config), list(config.sweep.space))
-        local.launch(Worker(study, tracker, workbench, composer, progress), config.launcher)
+        local.launch(Worker(study, tracker, workbench, composer, progress, only), config.launcher)
         tracker.close_sweep(_summary(study))
         report.attach(study, workbench.folders)
     finally:

@@ -61,14 +61,15 @@ class Worker:
         workbench: Workbench,
         composer: Callable[[dict[str, Any]], Config],
         progress: Progress,
+        only: list[Asked] | None = None,
     ):
-        """`composer` makes the typed config of a trial from its point."""
+        """`composer` makes the typed config of a trial from its point; `only`: what to train, None: all that waits."""
         self.study, self.tracker, self.workbench, self.progress = study, tracker, workbench, progress
         self.compose = composer
         self.stop = threading.Event()
         self.running: dict[int, RunningTrial] = {}
         self.waiting: deque[tuple[Asked, Config]] = deque()  # asked, but their pack had no free slot
-        self.interrupted: deque[Asked] = deque(study.interrupted())
+        self.interrupted: deque[Asked] = deque(study.interrupted() if only is None else only)
         self._clock = time.monotonic()
 
     def run(self) -> None:
