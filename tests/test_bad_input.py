@@ -151,7 +151,8 @@ def test_errors_as_json(home: Path, capsys: pytest.CaptureFixture) -> None:
 
 
 def test_a_bad_command_line_is_a_usage_error(capsys: pytest.CaptureFixture) -> None:
-    for words in ([], ["swep"], ["sweep"], ["sweep", "quickstart", "--tpo"], ["leaderboard", "x", "--top", "many"]):
+    tops = [["leaderboard", "x", "--top", top] for top in ("many", "-1", "0")]
+    for words in ([], ["swep"], ["sweep"], ["sweep", "quickstart", "--tpo"], *tops):
         with pytest.raises(SystemExit) as stopped:
             cli.main(words)
         assert stopped.value.code == 2

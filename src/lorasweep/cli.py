@@ -91,7 +91,7 @@ def build_parser() -> argparse.ArgumentParser:
     plan.add_argument("name")
     board = command("leaderboard", _leaderboard, "the ranked trials of a sweep")
     board.add_argument("name")
-    board.add_argument("--top", type=int, metavar="K", help="only the first K rows")
+    board.add_argument("--top", type=_count, metavar="K", help="only the first K rows")
     report = command("report", _report, "write a self-contained HTML page about a sweep")
     report.add_argument("name")
     report.add_argument("--out", type=Path, metavar="FILE", help="where to write it; default: in mlruns/lorasweep/")
@@ -115,6 +115,12 @@ def build_parser() -> argparse.ArgumentParser:
     ui.add_argument("--port", type=int, default=5000)
     command("doctor", _doctor, "versions, devices, storage: what would not work and how to mend it")
     return parser
+
+
+def _count(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"an integer > 0 is needed, got {text!r}")
+    return int(text)
 
 
 def _print_json(document: dict[str, Any]) -> None:
