@@ -367,3 +367,11 @@ def test_any_pack_equals_its_trials_alone(data: st.DataObject, base_path: Path_o
     for number, trial in enumerate(trials):
         losses, _ = alone(base, trial, train)
         assert [event.loss for event in steps[number]] == pytest.approx(losses, rel=2e-5, abs=1e-6)
+
+
+def test_four_bit_bases_train_in_mixed_precision(base_path: Path_of) -> None:
+    """A 4-bit layer answers in its input's type, which under autocast is not always that of the products."""
+    trial = config(base_path("bert"), quantization__kind="nf4", train__precision="bf16", train__max_steps=3)
+    pack = pack_of(base_of(trial), 1, rows(30))
+    pack.admit(0, trial)
+    assert all(math.isfinite(event.loss) for event in run(pack)[0])

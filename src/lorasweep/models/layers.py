@@ -61,7 +61,7 @@ class _LoraProduct(torch.autograd.Function):
         scale: torch.Tensor | None,
         dtype: torch.dtype,
     ) -> torch.Tensor:
-        ctx.x_dtype = x.dtype
+        ctx.x_dtype, ctx.y_dtype = x.dtype, None if y is None else y.dtype
         if y is None:
             x = x.to(at.layer.weight.dtype)
             bias = at.layer.bias
@@ -70,7 +70,8 @@ class _LoraProduct(torch.autograd.Function):
             else:
                 y = linear(x, at.layer.weight, bias)
         else:
-            y, x = y.clone(), x.to(dtype)  # the layer's own output may be a view, which cannot be written to
+            # a copy, for the layer's own output may be a view; in one type, for 4-bit layers answer in their input's
+            y, x = y.to(dtype, copy=True), x.to(dtype)
         ctx.at, ctx.job, ctx.bounds, ctx.dropped = at, job, bounds, keep is not None
         dropped = x if keep is None or scale is None else apply_mask(x, keep, scale)
         ctx.blocks = blocks
@@ -102,7 +103,7 @@ class _LoraProduct(torch.autograd.Function):
         if through is not grad_x and through is not None and grad_x is not None:
             grad_x.add_(apply_mask(through, keep, scale))
         grad_x = None if grad_x is None else grad_x.to(ctx.x_dtype)
-        return grad_x, (None if at.plain else grad), *([None] * 8)
+        return grad_x, (None if at.plain else grad.to(ctx.y_dtype)), *([None] * 8)
 
 
 def _add_ranges(job: Job, bounds: Bounds, x: torch.Tensor, y: torch.Tensor) -> list[torch.Tensor]:
