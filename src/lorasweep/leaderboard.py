@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from lorasweep.records import TrialRecord, TrialState
+from lorasweep.records import STYLES, TrialRecord, TrialState
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from lorasweep.search.study import SweepStudy
 
 AFTER_THE_RANKED = (TrialState.COMPLETE, TrialState.RUNNING, TrialState.PRUNED, TrialState.FAILED)
-STYLES = {"complete": "green", "pruned": "yellow", "failed": "red", "running": "cyan"}
 PLAIN_WIDTH = 100  # columns where the output is not a terminal
 SHORTEST_REASON = 24
 COLUMN_GAP = 3  # a space on each side of a cell and one between columns

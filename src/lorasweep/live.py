@@ -17,9 +17,8 @@ from rich.table import Table
 from rich.text import Text
 
 from lorasweep.progress import Progress
-from lorasweep.records import TrialRecord, TrialState
+from lorasweep.records import STYLES, TrialRecord, TrialState
 
-STYLES = {"complete": "green", "pruned": "yellow", "failed": "red", "running": "cyan"}
 ENDED_SHOWN = 8  # ended trials that stay in the live table
 
 

@@ -19,6 +19,9 @@ class TrialState(StrEnum):
     FAILED = "failed"
 
 
+STYLES = {"complete": "green", "pruned": "yellow", "failed": "red", "running": "cyan"}  # the colour of each state
+
+
 @dataclass
 class TrialRecord:
     """One trial as a row of the leaderboard; `metrics` are those of the kept checkpoint.
