@@ -366,7 +366,7 @@ def test_a_killed_process_leaves_its_trial_to_the_next(folders: Folders) -> None
 
 def test_a_kill_between_record_and_tell_trains_the_trial_again(folders: Folders) -> None:
     kill_in_the_middle(
-        folders.tracking, "from test_study import record; study._set(1, 'record', record(asked).to_json())"
+        folders.tracking, "from test_study import record; study._stored.set(1, 'record', record(asked).to_json())"
     )
     study = start(folders, "sweep.trials=6", "sampler=tpe")
     (left,) = study.interrupted()
@@ -459,3 +459,45 @@ def test_listing_a_sweep_imports_neither_torch_nor_mlflow(folders: Folders) -> N
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
     assert not {"torch", "mlflow", "transformers", "datasets", "hydra", "pandas"} & set(json.loads(done.stdout))
+
+
+# -- verdicts and requests --------------------------------------------------------------------------------------------
+
+
+def test_a_verdict_is_stored_once_and_found_again(folders: Folders) -> None:
+    study = start(folders)
+    asked = ask(study)
+    assert study.rungs(10_000) == ()
+    verdict = study.report(asked.number, 64, 0.5)
+    assert verdict.keep and verdict.reason == ""
+    finish(study, asked)
+    replayed = start(folders)
+    assert replayed.report(asked.number, 64, 0.9) == verdict
+    with pytest.raises(StorageError, match="has ended already"):
+        replayed.report(asked.number, 128, 0.9)  # a zombie's news
+    with pytest.raises(TrialFailed, match="diverged"):
+        study.report(ask(study).number, 64, math.nan)
+
+
+def test_requests_reach_every_worker_and_a_pause_only_those_that_run(folders: Folders) -> None:
+    start(folders)
+    first, second = (SweepStudy.load(folders, "trial_study") for _ in range(2))
+    asker = SweepStudy.load(folders, "trial_study")
+    stop, pause = asker.request("stop", 3), asker.request("pause")
+    assert {request.id for request in first.requests()} == {stop.id, pause.id}
+    first.acted(stop)
+    first.acted(pause)
+    assert second.requests() == [pause]
+    assert start(folders).requests() == []  # resumed
+
+
+def test_the_reason_that_a_search_ends_is_told(folders: Folders) -> None:
+    study = start(folders, "sweep.trials=2", "sweep.total_samples=150", "sweep.timeout_seconds=5")
+    assert study.stop_reason() is None
+    finish(study, ask(study))  # 100 samples
+    assert study.stop_reason(49) is None
+    assert study.stop_reason(50) == "sweep.total_samples=150 were seen (150)"
+    study.add_seconds(5.0)
+    assert study.stop_reason() == "sweep.timeout_seconds=5 is over (5.0 s)"
+    finish(study, ask(study))
+    assert study.stop_reason() == "all 2 trials were started"

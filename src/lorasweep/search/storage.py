@@ -1,4 +1,4 @@
-"""The sqlite database of all studies: how it is opened, and its errors in words. Neighbour: `study`, its only user.
+"""The sqlite database of all studies: how it is opened, read and written, and its errors in words. Used by `study`.
 
 Write-ahead log: readers and the writer do not wait for each other, and a kill at any moment leaves the database
 whole. A transaction that returned survives the process; only the machine's power can take the newest ones along.
@@ -6,17 +6,20 @@ whole. A transaction that returned survives the process; only the machine's powe
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lorasweep.config.home import Folders
 from lorasweep.errors import StorageError
 
 if TYPE_CHECKING:
+    import optuna
     from optuna.storages import RDBStorage
+    from optuna.trial import FrozenTrial
 
 BUSY_TIMEOUT_SECONDS = 60
 
@@ -76,3 +79,79 @@ def readable_errors(folders: Folders) -> Iterator[None]:
         raise StorageError(
             f"the study database {folders.study_db} was made by another version of Optuna: {error}"
         ) from error
+
+
+class StoredStudy:
+    """One study's trials and attributes in the database. An attribute holds one JSON text, so that it is written whole
+    or not at all. Every method raises StorageError where the database cannot be read or written."""
+
+    def __init__(self, folders: Folders, study: optuna.Study):
+        self.folders, self.study = folders, study
+        self.storage = study._storage  # Optuna's own handle: the public Study writes no attribute of a trial
+        self._ids: dict[int, int] = {}  # trial number -> id in the storage
+
+    @property
+    def name(self) -> str:
+        """The study's name."""
+        return str(self.study.study_name)
+
+    def attributes(self) -> dict[str, Any]:
+        """The study's own attributes, their texts unread."""
+        with readable_errors(self.folders):
+            return dict(self.study.user_attrs)
+
+    def set_attribute(self, key: str, value: Any) -> None:
+        """Write one of the study's own attributes."""
+        with readable_errors(self.folders):
+            self.study.set_user_attr(key, json.dumps(value))
+
+    def trials(self) -> list[FrozenTrial]:
+        """All trials, by number. Not copies: change nothing in them."""
+        with readable_errors(self.folders):
+            trials = self.study.get_trials(deepcopy=False)
+        self._ids.update((frozen.number, frozen._trial_id) for frozen in trials)
+        return trials
+
+    def trial(self, number: int) -> FrozenTrial:
+        """One trial as it is now.
+
+        Raises:
+            StorageError: there is none of this number.
+        """
+        with readable_errors(self.folders):
+            return self.storage.get_trial(self.id_of(number))
+
+    def id_of(self, number: int) -> int:
+        """A trial's id in the storage.
+
+        Raises:
+            StorageError: there is none of this number.
+        """
+        if number not in self._ids:
+            self.trials()
+        if number not in self._ids:
+            raise StorageError(f"sweep {self.name!r} has no trial {number}; it has {len(self._ids)}")
+        return self._ids[number]
+
+    def set(self, number: int, key: str, value: Any) -> None:
+        """Write an attribute of a trial.
+
+        Raises:
+            StorageError: the trial has ended.
+        """
+        from optuna.exceptions import UpdateFinishedTrialError
+
+        with readable_errors(self.folders):
+            try:
+                self.storage.set_trial_user_attr(self.id_of(number), key, json.dumps(value))
+            except UpdateFinishedTrialError:
+                raise StorageError(
+                    f"trial {number} of sweep {self.name!r} has ended already; its first result stays. Is another "
+                    "process working on this sweep?"
+                ) from None
+
+
+def read(frozen: FrozenTrial, key: str) -> Any:
+    """An attribute of a trial; None where it was never written."""
+    text = frozen.user_attrs.get(key)
+    return None if text is None else json.loads(text)

@@ -19,9 +19,12 @@ from lorasweep.config.home import Folders
 from lorasweep.config.schema import Config
 from lorasweep.errors import StorageError, TrialFailed, UsageError, nearest
 from lorasweep.records import TrialRecord, TrialState
+from lorasweep.search import pruners, requests
 from lorasweep.search.identity import check_same
+from lorasweep.search.pruners import Report, Verdict
+from lorasweep.search.requests import Request
 from lorasweep.search.space import Space, parse_space
-from lorasweep.search.storage import open_storage, readable_errors, study_names
+from lorasweep.search.storage import StoredStudy, open_storage, read, readable_errors, study_names
 
 if TYPE_CHECKING:
     import optuna
@@ -53,8 +56,9 @@ class SweepStudy:
     def __init__(self, folders: Folders, study: optuna.Study, about: dict[str, Any]):
         """`about`: identity, overrides, sweep_file and config as JSON types."""
         self.folders, self._study, self._about = folders, study, about
-        self._storage = study._storage  # Optuna's own handle: the public Study writes no attribute of a trial
-        self._ids: dict[int, int] = {}  # trial number -> id in the storage
+        self._stored = StoredStudy(folders, study)
+        # a pause is for the workers that run at that moment, all of them: not for one that opens the study later
+        self._earlier_pauses = {request.id for request in self._requests() if request.kind == requests.PAUSE}
 
     # -- opening ----------------------------------------------------------------------------------------------------
 
@@ -192,17 +196,16 @@ class SweepStudy:
         with readable_errors(self.folders):
             self._study.sampler = self.proposals
             trial = self._study.ask()
-            return self._note(trial.number, trial._trial_id, self.space.suggest(trial))
+            return self._note(trial.number, self.space.suggest(trial))
 
     def ask_fixed(self, params: dict[str, Any]) -> Asked:
         """A trial at this very point, beyond any budget: for single trials."""
         with readable_errors(self.folders):
             trial = self._study.ask()
-            return self._note(trial.number, trial._trial_id, params)
+            return self._note(trial.number, params)
 
-    def _note(self, number: int, trial_id: int, params: dict[str, Any]) -> Asked:
-        self._ids[number] = trial_id
-        self._storage.set_trial_user_attr(trial_id, PARAMS, json.dumps(params))
+    def _note(self, number: int, params: dict[str, Any]) -> Asked:
+        self._stored.set(number, PARAMS, params)
         return Asked(number, params)
 
     def interrupted(self) -> list[Asked]:
@@ -214,17 +217,17 @@ class SweepStudy:
         import optuna
 
         found = []
-        for frozen in self._trials():
+        for frozen in self._stored.trials():
             if frozen.state != optuna.trial.TrialState.RUNNING:
                 continue
-            params = _read(frozen, PARAMS)
+            params = read(frozen, PARAMS)
             if params is None:
                 with readable_errors(self.folders):
                     params = {}
                     if self.space is not None and self.proposals is not None:
                         self._study.sampler = self.proposals
                         params = self.space.suggest(optuna.trial.Trial(self._study, frozen._trial_id))
-                    self._note(frozen.number, frozen._trial_id, params)
+                    self._note(frozen.number, params)
             found.append(Asked(frozen.number, params))
         return found
 
@@ -232,12 +235,35 @@ class SweepStudy:
 
     def set_run(self, number: int, run_id: str) -> None:
         """Note the trial's MLflow run, so that a restart continues it."""
-        self._set(number, RUN_ID, run_id)
+        self._stored.set(number, RUN_ID, run_id)
 
     def run_id(self, number: int) -> str | None:
         """The trial's MLflow run, None before it has one."""
-        with readable_errors(self.folders):
-            return _read(self._storage.get_trial(self._id(number)), RUN_ID)
+        run_id = read(self._stored.trial(number), RUN_ID)
+        return None if run_id is None else str(run_id)
+
+    def rungs(self, max_samples: int) -> tuple[int, ...]:
+        """Training samples at which a trial that trains `max_samples` at most is judged, ascending."""
+        return pruners.rungs_of(self.config.pruner, max_samples)
+
+    def report(self, number: int, samples: int, value: float, results: list[float] | None = None) -> Verdict:
+        """Whether a trial that has this value of the objective at the rung `samples` trains on, and if not, why.
+
+        `results`: one number a validation row, higher is better where the objective is maximized; wilcoxon needs them.
+        Asked again for the same rung, also of a trial that has ended, the first verdict is the answer and nothing
+        changes.
+
+        Raises:
+            TrialFailed: the value is not finite; nothing was stored.
+            StorageError: the trial has ended and was never judged at this rung.
+        """
+        if not math.isfinite(value):
+            raise TrialFailed("diverged", f"trial {number}: {self.metric} is {value}; a value must be finite")
+        found = pruners.reports_of(self._stored.trial(number)).get(samples)
+        if found is None:
+            found = Report(value, keep=True)
+            self._stored.set(number, f"{pruners.REPORT}{samples}", found.to_json())
+        return found.verdict
 
     def complete(self, number: int, value: float, record: TrialRecord) -> None:
         """Tell a finished trial.
@@ -272,27 +298,51 @@ class SweepStudy:
         import optuna
 
         # the record first: a kill in between leaves the trial RUNNING, and it is trained again
-        self._set(number, RECORD, record.to_json())
+        self._stored.set(number, RECORD, record.to_json())
         with readable_errors(self.folders):
             if self.proposals is not None:
                 self._study.sampler = self.proposals
             if state == "PRUNED" and value is not None:  # Optuna takes its last report as a pruned trial's value
-                self._storage.set_trial_intermediate_value(self._id(number), record.samples, value)
+                self._stored.storage.set_trial_intermediate_value(self._stored.id_of(number), record.samples, value)
                 value = None
             self._study.tell(number, values=value, state=optuna.trial.TrialState[state])
+
+    # -- live control -----------------------------------------------------------------------------------------------
+
+    def request(self, kind: str, trial: int | None = None) -> Request:
+        """Ask the workers of this sweep to stop a trial or to pause."""
+        request = requests.new_request(kind, trial)
+        self._stored.set_attribute(*requests.stored(request))
+        return request
+
+    def requests(self) -> list[Request]:
+        """What was asked and not yet acted on; a pause that is older than this object is not meant for it."""
+        return [request for request in self._requests() if request.id not in self._earlier_pauses]
+
+    def acted(self, request: Request) -> None:
+        """Note that a stop was acted on. A pause stays: other workers must see it too, later ones ignore it."""
+        if request.kind != requests.PAUSE:
+            self._stored.set_attribute(*requests.stored(request, acted=True))
+
+    def _requests(self) -> list[Request]:
+        return requests.waiting(self._stored.attributes())
+
+    def warm_from(self, number: int) -> str | None:
+        """The run whose adapter this trial starts from; None: it starts afresh."""
+        return None
 
     # -- reading ----------------------------------------------------------------------------------------------------
 
     def records(self) -> list[TrialRecord]:
         """Every trial ever asked for, by number; from one read of the storage."""
-        return [self._record(frozen) for frozen in self._trials()]
+        return [self._record(frozen) for frozen in self._stored.trials()]
 
     def _record(self, frozen: FrozenTrial) -> TrialRecord:
-        run_id = _read(frozen, RUN_ID) or ""
+        run_id = read(frozen, RUN_ID) or ""
         if not frozen.state.is_finished():
-            params = _read(frozen, PARAMS) or {}
+            params = read(frozen, PARAMS) or {}
             return TrialRecord(frozen.number, TrialState.RUNNING, params=params, run_id=run_id)
-        stored = _read(frozen, RECORD)
+        stored = read(frozen, RECORD)
         if stored is None:
             raise StorageError(
                 f"trial {frozen.number} of sweep {self.name!r} has ended without a record: something else wrote to "
@@ -314,14 +364,26 @@ class SweepStudy:
 
     def remaining(self) -> int:
         """Trials that may still be asked for."""
-        return max(0, self.budget() - len(self._trials())) if self.space is not None else 0
+        return max(0, self.budget() - len(self._stored.trials())) if self.space is not None else 0
 
     def budget_spent(self, samples_in_training: int = 0) -> bool:
-        """Whether no further trial may start: trials, seconds or training rows are used up."""
-        sweep = self.config.sweep
-        late = sweep.timeout_seconds is not None and self.seconds() >= sweep.timeout_seconds
-        seen = sweep.total_samples is not None and self.samples_seen() + samples_in_training >= sweep.total_samples
-        return late or seen or not self.remaining()
+        """Whether no further trial may start."""
+        return self.stop_reason(samples_in_training) is not None
+
+    def stop_reason(self, samples_in_training: int = 0) -> str | None:
+        """Which budget is used up, in words; None while further trials may start.
+
+        `samples_in_training`: training rows seen by the trials that have not ended.
+        """
+        sweep, seconds = self.config.sweep, self.seconds()
+        seen = self.samples_seen() + samples_in_training
+        if not self.remaining():
+            return f"all {self.budget()} trials were started"
+        if sweep.timeout_seconds is not None and seconds >= sweep.timeout_seconds:
+            return f"sweep.timeout_seconds={sweep.timeout_seconds:g} is over ({seconds:.1f} s)"
+        if sweep.total_samples is not None and seen >= sweep.total_samples:
+            return f"sweep.total_samples={sweep.total_samples:,} were seen ({seen:,})"
+        return None
 
     def samples_seen(self) -> int:
         """Training rows seen by the trials that have ended."""
@@ -329,19 +391,17 @@ class SweepStudy:
 
     def add_seconds(self, seconds: float) -> None:
         """Count time spent on this sweep; adds up over restarts."""
-        with readable_errors(self.folders):
-            self._study.set_user_attr(SECONDS, self.seconds() + seconds)
+        self._stored.set_attribute(SECONDS, self.seconds() + seconds)
 
     def seconds(self) -> float:
         """Seconds of sweep so far."""
-        with readable_errors(self.folders):
-            return float(self._study.user_attrs.get(SECONDS, 0.0))
+        return float(self._stored.attributes().get(SECONDS, 0.0))
 
     def importances(self) -> dict[str, float]:
         """Share of the objective's variance that each key explains (fANOVA); empty where too little is known."""
         import optuna
 
-        complete = [frozen for frozen in self._trials() if frozen.state == optuna.trial.TrialState.COMPLETE]
+        complete = [frozen for frozen in self._stored.trials() if frozen.state == optuna.trial.TrialState.COMPLETE]
         if len(complete) < NEEDED_FOR_IMPORTANCES or len({frozen.value for frozen in complete}) < 2:
             return {}
         if not set.intersection(*(set(frozen.params) for frozen in complete)):
@@ -349,36 +409,6 @@ class SweepStudy:
         evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
         shares = optuna.importance.get_param_importances(self._study, evaluator=evaluator)
         return {key: float(share) for key, share in shares.items()}
-
-    def _trials(self) -> list[FrozenTrial]:
-        with readable_errors(self.folders):
-            trials = self._study.get_trials(deepcopy=False)
-        self._ids.update((frozen.number, frozen._trial_id) for frozen in trials)
-        return trials
-
-    def _id(self, number: int) -> int:
-        if number not in self._ids:
-            self._trials()
-        if number not in self._ids:
-            raise StorageError(f"sweep {self.name!r} has no trial {number}; it has {len(self._ids)}")
-        return self._ids[number]
-
-    def _set(self, number: int, key: str, value: Any) -> None:
-        from optuna.exceptions import UpdateFinishedTrialError
-
-        with readable_errors(self.folders):
-            try:
-                self._storage.set_trial_user_attr(self._id(number), key, json.dumps(value))
-            except UpdateFinishedTrialError:
-                raise StorageError(
-                    f"trial {number} of sweep {self.name!r} has ended already; its first result stays. Is another "
-                    "process working on this sweep?"
-                ) from None
-
-
-def _read(frozen: FrozenTrial, key: str) -> Any:
-    text = frozen.user_attrs.get(key)
-    return None if text is None else json.loads(text)
 
 
 __all__ = ["Asked", "SweepStudy"]
