@@ -59,6 +59,7 @@ def _field_problems(node: Any, prefix: str) -> Iterator[str]:
 def _cross_problems(config: Config) -> Iterator[str]:
     yield from _data_problems(config)
     yield from _adapter_problems(config)
+    yield from _pruner_problems(config)
     train, optimizer = config.train, config.optimizer
     if not config.model.path:
         yield "`model.path` is missing: a hub id or a folder, for example model=hf model.path=/models/my-encoder"
@@ -109,6 +110,24 @@ def _data_problems(config: Config) -> Iterator[str]:
         yield f"`data.classes` must be 2 or 4, got {data.classes}"
     if data.test is not None and data.test in (data.train, data.validation):
         yield f"`data.test` must be another file than train and validation, got {data.test} twice: search never sees it"
+
+
+def _pruner_problems(config: Config) -> Iterator[str]:
+    pruner = config.pruner
+    if pruner.kind == "threshold" and pruner.lower is None and pruner.upper is None:
+        yield "`pruner=threshold` needs `pruner.lower` or `pruner.upper`: values beyond which a trial is stopped"
+    if pruner.lower is not None and pruner.upper is not None and pruner.lower > pruner.upper:
+        yield f"`pruner.lower` ({pruner.lower:g}) must be <= `pruner.upper` ({pruner.upper:g}); swap them"
+    if pruner.kind == "hyperband" and pruner.max_samples <= pruner.min_samples:
+        yield (
+            f"`pruner.max_samples` ({pruner.max_samples}) must be > `pruner.min_samples` ({pruner.min_samples}): "
+            "there is no rung between the two"
+        )
+    if pruner.kind == "wilcoxon" and pruner.startup_rows > pruner.rows:
+        yield (
+            f"`pruner.startup_rows` ({pruner.startup_rows}) must be <= `pruner.rows` ({pruner.rows}), or no trial is "
+            "ever judged"
+        )
 
 
 def _adapter_problems(config: Config) -> Iterator[str]:

@@ -177,9 +177,36 @@ class SamplerConfig:
 
 @dataclass
 class PrunerConfig:
-    """Who stops a losing trial early. Group `pruner`."""
+    """Who stops a losing trial early: Optuna's pruners, with rungs in training samples seen. Group `pruner`."""
 
-    kind: str = option("none", "none: every trial trains to its end", choices=("none",))
+    kind: str = option(
+        "none",
+        "none: every trial trains to its end; asha: asynchronous successive halving; patience: against its own past",
+        choices=("none", "asha", "hyperband", "median", "percentile", "wilcoxon", "patience", "threshold"),
+    )
+    min_samples: int = option(256, "asha, hyperband: training samples at the first rung", above=0)
+    factor: int = option(
+        4, "asha, hyperband: of the trials at a rung the best 1/factor go on, to factor times its samples", at_least=2
+    )
+    max_samples: int = option(
+        4096,
+        "hyperband: training samples of a trial that trains to its end; decides the number of brackets",
+        above=0,
+    )
+    interval_samples: int = option(256, "all others: training samples from one rung to the next", above=0)
+    warmup_samples: int = option(0, "all others: no rung before this many training samples", at_least=0)
+    startup_trials: int = option(5, "median, percentile: complete trials before any is pruned", at_least=0)
+    min_trials: int = option(1, "median, percentile: complete trials that a rung must have seen", above=0)
+    percentile: float = option(25.0, "percentile: the best so many percent of trials go on", above=0, below=100)
+    p_threshold: float = option(
+        0.1, "wilcoxon: prune where the chance that it is no worse than the best trial is below", above=0, below=1
+    )
+    rows: int = option(1000, "wilcoxon: validation rows compared, at most", at_least=2)
+    startup_rows: int = option(30, "wilcoxon: validation rows needed for a verdict", at_least=2)
+    patience: int = option(3, "patience: rungs that a trial may go without a new best", at_least=0)
+    min_delta: float = option(0.0, "patience: a new best must be better by more than this", at_least=0)
+    lower: float | None = option(None, "threshold: prune where the objective falls below; null: no such bound")
+    upper: float | None = option(None, "threshold: prune where the objective rises above; null: no such bound")
 
 
 @dataclass

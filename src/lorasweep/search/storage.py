@@ -150,6 +150,11 @@ class StoredStudy:
                     "process working on this sweep?"
                 ) from None
 
+    def set_intermediate(self, number: int, samples: int, value: float) -> None:
+        """Note a value for readers that know Optuna alone, and for its samplers: TPE ranks pruned trials by it."""
+        with readable_errors(self.folders):
+            self.storage.set_trial_intermediate_value(self.id_of(number), samples, value)
+
 
 def read(frozen: FrozenTrial, key: str) -> Any:
     """An attribute of a trial; None where it was never written."""

@@ -19,9 +19,10 @@ from lorasweep.config.home import Folders
 from lorasweep.config.schema import Config
 from lorasweep.errors import StorageError, TrialFailed, UsageError, nearest
 from lorasweep.records import TrialRecord, TrialState
-from lorasweep.search import pruners, requests
+from lorasweep.search import reports, requests
 from lorasweep.search.identity import check_same
-from lorasweep.search.pruners import Report, Verdict
+from lorasweep.search.pruners import Judge, rungs_of
+from lorasweep.search.reports import Verdict
 from lorasweep.search.requests import Request
 from lorasweep.search.space import Space, parse_space
 from lorasweep.search.storage import StoredStudy, open_storage, read, readable_errors, study_names
@@ -187,6 +188,10 @@ class SweepStudy:
 
         return Proposals(self.config, self.space) if self.space is not None else None
 
+    @cached_property
+    def _judge(self) -> Judge:
+        return Judge(self.config.pruner, self.name, self.direction, self.metric)
+
     # -- asking -----------------------------------------------------------------------------------------------------
 
     def ask(self) -> Asked | None:
@@ -244,7 +249,7 @@ class SweepStudy:
 
     def rungs(self, max_samples: int) -> tuple[int, ...]:
         """Training samples at which a trial that trains `max_samples` at most is judged, ascending."""
-        return pruners.rungs_of(self.config.pruner, max_samples)
+        return rungs_of(self.config.pruner, max_samples)
 
     def report(self, number: int, samples: int, value: float, results: list[float] | None = None) -> Verdict:
         """Whether a trial that has this value of the objective at the rung `samples` trains on, and if not, why.
@@ -259,10 +264,11 @@ class SweepStudy:
         """
         if not math.isfinite(value):
             raise TrialFailed("diverged", f"trial {number}: {self.metric} is {value}; a value must be finite")
-        found = pruners.reports_of(self._stored.trial(number)).get(samples)
+        found = reports.reports_of(self._stored.trial(number)).get(samples)
         if found is None:
-            found = Report(value, keep=True)
-            self._stored.set(number, f"{pruners.REPORT}{samples}", found.to_json())
+            found = self._judge.judge(self._stored.trials(), number, samples, value, results)
+            self._stored.set(number, reports.attribute(samples), found.to_json())
+            self._stored.set_intermediate(number, samples, value)
         return found.verdict
 
     def complete(self, number: int, value: float, record: TrialRecord) -> None:
@@ -302,8 +308,9 @@ class SweepStudy:
         with readable_errors(self.folders):
             if self.proposals is not None:
                 self._study.sampler = self.proposals
-            if state == "PRUNED" and value is not None:  # Optuna takes its last report as a pruned trial's value
-                self._stored.storage.set_trial_intermediate_value(self._stored.id_of(number), record.samples, value)
+            if state == "PRUNED":  # Optuna takes its last report as a pruned trial's value
+                if value is not None and not self._stored.trial(number).intermediate_values:
+                    self._stored.set_intermediate(number, record.samples, value)
                 value = None
             self._study.tell(number, values=value, state=optuna.trial.TrialState[state])
 
