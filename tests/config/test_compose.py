@@ -21,7 +21,11 @@ from lorasweep.config.words import override_string
 from lorasweep.errors import ConfigError, LorasweepError
 
 SHIPPED = Home.find().shipped
-NEEDED = {("model", "hf"): ["model.path=/models/mine"], ("data", "file"): ["data.train=rows.csv"]}
+NEEDED = {
+    ("model", "hf"): ["model.path=/models/mine"],
+    ("data", "file"): ["data.train=rows.csv"],
+    ("pruner", "threshold"): ["pruner.lower=0.5"],
+}
 SHIPPED_OPTIONS = sorted((path.parent.name, path.stem) for path in (SHIPPED / "conf").glob("*/*.yaml"))
 HEAD = "# @package _global_\n"
 
