@@ -130,7 +130,7 @@ def run(pack: Pack, until: int | None = None) -> dict[int, list[Stepped]]:
     """Advance until every trial is over (or `until` turns); the steps of each trial."""
     steps: dict[int, list[Stepped]] = {}
     turns = 0
-    while any(slot is not None and not slot.over for slot in pack._slots) and turns != until:
+    while (pack.roster.training or pack.roster.parked) and turns != until:
         for event in pack.advance():
             assert not isinstance(event, Failed), event
             if isinstance(event, Stepped):
@@ -141,12 +141,12 @@ def run(pack: Pack, until: int | None = None) -> dict[int, list[Stepped]]:
 
 def values(pack: Pack, number: int) -> torch.Tensor:
     """What a trial has trained so far, one vector in the trial's own layout."""
-    return pack.engine.save(pack._slot(number).index)["values"]
+    return pack.engine.save(pack.roster.slot(number).index)["values"]
 
 
 def export_now(pack: Pack, number: int, folder: Path) -> Path:
     """The trial's present values as a PEFT adapter."""
-    index = pack._slot(number).index
+    index = pack.roster.slot(number).index
     pack.engine.export(index, pack.engine.save(index), folder)
     return folder
 
@@ -250,7 +250,7 @@ def mixed_trials(path: str, count: int, **common: Any) -> list[Config]:
 def finished(pack: Pack) -> list[Finished]:
     """Run to the end and return the Finished events."""
     out = []
-    while any(slot is not None and not slot.over for slot in pack._slots):
+    while pack.roster.training or pack.roster.parked:
         out += [event for event in pack.advance() if isinstance(event, Finished)]
     return out
 

@@ -33,7 +33,9 @@ from lorasweep.errors import ConfigError, ModelError, StorageError
 from lorasweep.models.base import base_key, load_base, load_tokenizer
 from lorasweep.models.packed_lora import resolve_targets
 from lorasweep.models.peft_format import import_adapter
+from lorasweep.training.forwards import cut_forwards
 from lorasweep.training.slot import DataOrder
+from lorasweep.training.stepping import gradient_norms, optimizer_step
 
 PathOf = Callable[[str], str]
 EXPORTS = {
@@ -212,10 +214,10 @@ def test_fp16_scales_losses_and_tries_an_overflown_step_again(base_path: PathOf)
     pack = pack_of(base_of(trial), 2, rows(30))
     pack.admit(0, trial)
     pack.admit(1, clone(trial, train__seed=1))
-    pack._slot(0).scaler.update(2.0**40)  # overflows float16 for sure
+    pack.roster.slot(0).scaler.update(2.0**40)  # overflows float16 for sure
     steps = run(pack)
     assert [event.step for event in steps[0]] == [1, 2, 3, 4]
-    assert pack._slot(0).loss_scale < 2.0**40
+    assert pack.roster.slot(0).loss_scale < 2.0**40
     exact = pack_of(base_of(clone(trial, train__precision="fp32")), 1, rows(30))
     exact.admit(0, clone(trial, train__precision="fp32"))
     assert [event.loss for event in steps[0]] == pytest.approx([event.loss for event in run(exact)[0]], rel=0.02)
@@ -297,9 +299,10 @@ def test_causal_language_model_losses_equal_transformers(base_path: PathOf) -> N
 
 
 def _train_only(pack: Any) -> list[Any]:
-    segments = next(iter(pack._forwards([slot for slot in pack._slots if slot is not None])))
-    pack._train(segments)
-    return [pack._step(slot, norm) for slot, norm in zip(pack._slots, pack._norms(pack._slots), strict=True)]
+    slots, engine = pack.roster.training, pack.engine
+    pack._train(next(iter(cut_forwards(slots, pack.train, pack.limits))))
+    norms = gradient_norms(engine, slots)
+    return [optimizer_step(engine, slot, norm) for slot, norm in zip(slots, norms, strict=True)]
 
 
 def test_base_keys_tell_apart_what_needs_another_base() -> None:

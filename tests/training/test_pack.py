@@ -159,7 +159,7 @@ def test_best_checkpoint_is_kept_and_ties_keep_the_earlier(direction: str, base_
     best = scores.index(max(scores) if direction == "maximize" else min(scores))
     assert end.best_step == seen[best].step
     assert end.best_metrics == seen[best].metrics
-    slot = pack._slot(4)
+    slot = pack.roster.slot(4)
     assert slot.best is not None
     assert torch.equal(slot.best.values["values"], kept[end.best_step])
 
@@ -227,7 +227,7 @@ def test_saved_and_restored_pack_goes_on_bit_for_bit(kind: str, base_path: Path_
 
 
 def _all_values(pack: Pack, number: int) -> list[torch.Tensor]:
-    slot = pack._slot(number)
+    slot = pack.roster.slot(number)
     assert slot.best is not None
     return [*pack.engine.save(slot.index).values(), *slot.best.values.values()]
 
@@ -270,7 +270,7 @@ def test_out_of_memory_shrinks_forwards_and_loses_nothing(
     steps = run(pack)
     monkeypatch.undo()
     assert 1 <= len(raised) <= 4
-    assert pack.tokens_per_forward <= 45
+    assert pack.limits.tokens <= 45
     for number, trial in enumerate(trials):
         assert len(steps[number]) == trial.train.max_steps
         assert_as_alone(pack, steps, number, trial, train, tmp_path)

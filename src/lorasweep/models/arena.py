@@ -197,6 +197,19 @@ class Arena:
             out[name] = self.read(index, torch.cat(parts))
         return out
 
+    def zero_moments(self, index: int) -> None:
+        """The optimizer's state before its first step: what it would make then is made now, where out of memory can
+        still be answered."""
+        slot = self._held(index)
+        assert slot.optimizer is not None
+        for parameter in (slot.undecayed, slot.decayed):
+            if parameter.numel():
+                slot.optimizer.state[parameter] = {
+                    "step": torch.zeros((), dtype=torch.float32, device=self.device),
+                    "exp_avg": torch.zeros_like(parameter),
+                    "exp_avg_sq": torch.zeros_like(parameter),
+                }
+
     def load_moments(self, index: int, moments: dict[str, torch.Tensor]) -> None:
         """The inverse of `moments`; tensors are copied."""
         slot = self._held(index)

@@ -163,6 +163,7 @@ class PackedLora:
         cut = [(slot.undecayed, 0.0), (slot.decayed, config.optimizer.weight_decay)]
         groups = [([parameter], decay) for parameter, decay in cut if parameter.numel()]
         slot.optimizer = new_adamw(groups, config.optimizer)
+        self.arena.zero_moments(index)
         self._draw(index, trial)
 
     def _draw(self, index: int, trial: _Trial) -> None:

@@ -24,7 +24,8 @@ class Stepped:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """One evaluation over all validation rows. predictions: (rows, classes) in the rows' order."""
+    """One evaluation over all validation rows. predictions: (rows, classes) in the rows' order; rung: the one that was
+    reached, in training samples, None for none."""
 
     number: int
     step: int
@@ -32,6 +33,7 @@ class Evaluated:
     metrics: dict[str, float]
     predictions: np.ndarray
     is_best: bool
+    rung: int | None = None
 
 
 @dataclass(frozen=True)

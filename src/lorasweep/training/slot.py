@@ -60,6 +60,7 @@ class Slot:
     config: Config
     order: DataOrder
     max_steps: int
+    rungs: tuple[int, ...] = ()  # ascending counts of training samples
     step: int = 0
     micro: int = 0
     losses: list[float] = field(default_factory=list)
@@ -72,7 +73,9 @@ class Slot:
     started: float = field(default_factory=time.monotonic)
 
     @classmethod
-    def start(cls, number: int, index: int, config: Config, rows: int, device: torch.device) -> Slot:
+    def start(
+        cls, number: int, index: int, config: Config, rows: int, device: torch.device, rungs: tuple[int, ...] = ()
+    ) -> Slot:
         """A trial at its beginning."""
         slot = cls(
             number=number,
@@ -80,6 +83,7 @@ class Slot:
             config=config,
             order=DataOrder(rows, config.train.seed),
             max_steps=total_steps(config.train, rows),
+            rungs=rungs,
         )
         if config.train.precision == "fp16":
             slot.scaler = torch.amp.GradScaler(device.type)
@@ -89,7 +93,17 @@ class Slot:
     @property
     def samples(self) -> int:
         """Training rows that finished steps have seen."""
-        return self.step * self.config.train.batch_size * self.config.train.accumulation
+        return self.step * self._samples_per_step
+
+    @property
+    def _samples_per_step(self) -> int:
+        return self.config.train.batch_size * self.config.train.accumulation
+
+    @property
+    def rung(self) -> int | None:
+        """The rung that the step just done has reached, the highest where it passed several; None for none."""
+        before = self.samples - self._samples_per_step
+        return max((rung for rung in self.rungs if before < rung <= self.samples), default=None)
 
     @property
     def seconds(self) -> float:
@@ -110,7 +124,7 @@ class Slot:
     def evaluation_due(self) -> bool:
         """Whether the step just done is one to evaluate after."""
         every = self.config.train.eval_every_steps
-        return self.step == self.max_steps or (every > 0 and self.step % every == 0)
+        return self.step == self.max_steps or (every > 0 and self.step % every == 0) or self.rung is not None
 
     def rewind(self) -> None:
         """Go back to the start of the step in progress."""
@@ -121,6 +135,7 @@ class Slot:
         best = self.best
         return {
             "index": self.index,
+            "rungs": list(self.rungs),
             "step": self.step,
             "micro": self.micro,
             "losses": list(self.losses),

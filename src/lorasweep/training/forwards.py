@@ -1,0 +1,71 @@
+"""Which rows of which slots go through the base together: one turn's micro-batches, cut into forwards.
+
+The limits are part of a pack's state: they shrink when memory runs out, and they decide the shapes of products, on
+which a slot's last bits depend. Neighbours: `pack` (asks), `slot` (whose rows), `models.stream` (how rows are laid).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from lorasweep.models.stream import RowStore, Segment
+from lorasweep.training.slot import Slot
+
+
+@dataclass
+class Limits:
+    """How much one forward may hold.
+
+    tokens: beyond them, further slots go into a forward of their own. split_rows: cut one slot's micro-batch too, as
+    out of memory asks for. together: whether slots may share a forward at all. alone: slots that share none in this
+    turn, because one of them raised an exception.
+    """
+
+    tokens: int
+    split_rows: bool = False
+    together: bool = True
+    alone: set[int] = field(default_factory=set)
+
+    def fields(self) -> dict[str, Any]:
+        """What a checkpoint keeps, as JSON types."""
+        return {"tokens": self.tokens, "split_rows": self.split_rows}
+
+    def load_fields(self, fields: dict[str, Any]) -> None:
+        """The inverse of `fields`."""
+        self.tokens, self.split_rows = fields["tokens"], fields["split_rows"]
+
+
+def cut_forwards(slots: list[Slot], store: RowStore, limits: Limits) -> Iterator[list[Segment]]:
+    """Draw one micro-batch for every slot, and cut them into forwards of at most `limits.tokens` where possible."""
+    forward: list[Segment] = []
+    held = 0
+    for slot in slots:
+        rows = slot.order.draw(slot.config.train.batch_size)
+        apart = not limits.together or slot.index in limits.alone or (forward and forward[-1].slot in limits.alone)
+        for segment, tokens in _cut(slot.index, rows, store, limits):
+            if forward and (held + tokens > limits.tokens or apart):
+                yield forward
+                forward, held = [], 0
+            forward.append(segment)
+            held += tokens
+    if forward:
+        yield forward
+
+
+def _cut(index: int, rows: torch.Tensor, store: RowStore, limits: Limits) -> Iterator[tuple[Segment, int]]:
+    lengths = store.lengths[rows]
+    total, units = int(lengths.sum()), int(store.units[rows].sum())
+    if not limits.split_rows or total <= limits.tokens:
+        yield Segment(index, rows, units), total
+        return
+    first_row = first_token = held = 0
+    for at, length in enumerate(lengths.tolist()):
+        if at > first_row and held + length > limits.tokens:
+            yield Segment(index, rows[first_row:at], units, first_row, first_token), held
+            first_row, first_token, held = at, first_token + held, 0
+        held += length
+    yield Segment(index, rows[first_row:], units, first_row, first_token), held
