@@ -132,6 +132,7 @@ def test_a_trial_that_does_not_fit_beside_others_waits(base_path: PathOf, monkey
     pack.admit(1, trials[1])
     assert (pack.active, pack.free) == ([0, 1], 0)
     assert pack.max_steps(1) == 3
+    assert pack.counts(1) == pack.counts(0)
     events = until_over(pack)
     assert [event.number for event in events if isinstance(event, Finished)] == [0, 1]
     pack.admit(2, trials[2])

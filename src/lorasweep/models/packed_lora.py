@@ -43,7 +43,10 @@ class Engine(Protocol):
     def optimizer(self, index: int) -> torch.optim.Optimizer: ...
     def gradients(self, index: int) -> list[torch.Tensor]: ...
     def zero_gradients(self, index: int) -> None: ...
-    def counts(self, index: int) -> ParameterCounts: ...
+    def counts(self, index: int) -> ParameterCounts:
+        """Adapter: LoRA matrices and trained biases. Total: the base (with one head) and the adapter."""
+        return _counts(self.base, self._trial(index))
+
     def save(self, index: int) -> dict[str, torch.Tensor]: ...
     def load(self, index: int, values: dict[str, torch.Tensor]) -> None: ...
     def state(self, index: int, gradients: bool) -> dict[str, torch.Tensor]: ...
@@ -136,6 +139,20 @@ class _Trial:
             loras=tuple((name, *base.linear_modules[name]) for name in self.targets),
         )
         self.rank = config.adapter.r if self.targets else 0
+
+
+def counts_of(base: LoadedBase, config: Config) -> ParameterCounts:
+    """Parameter counts of a trial that is in no slot. ModelError: as `PackedLora.admit`."""
+    return _counts(base, _Trial(base, config))
+
+
+def _counts(base: LoadedBase, trial: _Trial) -> ParameterCounts:
+    lora = sum(inputs + outputs for _, inputs, outputs in trial.layout.loras) * trial.rank
+    adapter = lora + sum(size for _, size in trial.biases)
+    head = sum(
+        parameter.numel() for name in base.head_layers for parameter in base.model.get_submodule(name).parameters()
+    )
+    return ParameterCounts(adapter, head, adapter + head, base.total_params + lora)
 
 
 class PackedLora:

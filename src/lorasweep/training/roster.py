@@ -15,7 +15,7 @@ from lorasweep.config.schema import Config
 from lorasweep.errors import TrialFailed, UsageError
 from lorasweep.models.counts import ParameterCounts
 from lorasweep.models.full import FullModel
-from lorasweep.models.packed_lora import Engine, PackedLora
+from lorasweep.models.packed_lora import Engine, PackedLora, counts_of
 from lorasweep.training.memory import free_memory, is_out_of_memory
 from lorasweep.training.schedule import total_steps
 from lorasweep.training.slot import Slot
@@ -33,7 +33,6 @@ class Parked:
     number: int
     config: Config
     rungs: tuple[int, ...]
-    counts: ParameterCounts | None = None
     state: State | None = None
 
 
@@ -101,9 +100,7 @@ class Roster:
         waiting = self.waiting(number)
         if waiting is None:
             return self.engine.counts(self.slot(number).index)
-        if waiting.counts is None:
-            raise UsageError(f"trial {number} waits for memory and has not begun; its parameters are not laid out yet")
-        return waiting.counts
+        return counts_of(self.base, waiting.config)
 
     # -- coming and going -----------------------------------------------------------------------------------------
 
@@ -163,10 +160,7 @@ class Roster:
         if len(held) < 2:
             return False
         self.room = len(held) // 2
-        saved = [
-            Parked(slot.number, slot.config, slot.rungs, self.engine.counts(slot.index), self.state(slot.number, "cpu"))
-            for slot in held
-        ]
+        saved = [Parked(slot.number, slot.config, slot.rungs, self.state(slot.number, "cpu")) for slot in held]
         for slot in held:
             self.engine.release(slot.index)
         self.slots = [None] * self.room
