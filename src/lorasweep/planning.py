@@ -101,7 +101,7 @@ def expected_samples(config: Config, space: Space, overrides: list[str], name: s
     seen = []
     drawn = random.Random(config.sampler.seed)
     for _ in range(DRAWS):
-        point = {dimension.key: dimension.at(drawn.random()) for dimension in space.dimensions}
+        point = space.point(lambda dimension: dimension.at(drawn.random()))
         train = compose.compose_trial(overrides, name, point, home).train
         seen.append(total_steps(train, rows) * train.batch_size * train.accumulation)
     return round(statistics.mean(seen) * config.sweep.trials)
@@ -122,6 +122,8 @@ def show(plan: Plan) -> None:
             values = f"{entry['low']} to {entry['high']}"
             values += f", step {entry['step']}" if entry.get("step") else ""
             values += ", logarithmic" if entry.get("log") else ""
+        for parent, needed in entry.get("when", {}).items():
+            values += f", when {parent} is {' or '.join(str(value) for value in needed)}"
         table.add_row(key, entry["kind"], values)
     Console().print(table)
     share = plan.trainable_params / plan.total_params

@@ -45,8 +45,8 @@ class Proposals(BaseSampler):
         kind = config.sampler.kind
         for number, point in enumerate(self.enqueued):
             space.check_point(point, f"point {number} of `sweep.enqueue`")
-            if kind == "list" and len(point) < len(self.dimensions):
-                missing = ", ".join(key for key in self.dimensions if key not in point)
+            missing = ", ".join(one.key for one in space.dimensions if one.exists(point) and one.key not in point)
+            if kind == "list" and missing:
                 raise ConfigError(
                     f"point {number} of `sweep.enqueue` lacks {missing}: with sampler=list each point names every key"
                 )
@@ -76,20 +76,17 @@ class Proposals(BaseSampler):
 
     def _unvisited_grid(self) -> list[dict[str, Any]]:
         """Every point of the grid that is not enqueued, in an order drawn from the seed: a cut grid stays fair."""
-        size = 1
         for dimension in self.space.dimensions:
             if dimension.count is None:
                 raise ConfigError(
                     f"sampler=grid needs steps, but `{dimension.key}` is an interval from {dimension.low} to "
                     f"{dimension.high}; write range(low, high, step) or choice(…), or take another sampler"
                 )
-            size *= dimension.count  # counted before anything is listed
-        if size > LARGEST_GRID:
+        points = list(itertools.islice(self.space.every_point(), LARGEST_GRID + 1))
+        if len(points) > LARGEST_GRID:
             raise ConfigError(
-                f"sampler=grid over `sweep.space` has {size:,} points, at most {LARGEST_GRID:,} work; widen its steps"
+                f"sampler=grid over `sweep.space` has too many points, at most {LARGEST_GRID:,} work; widen its steps"
             )
-        axes = [dimension.values() or [] for dimension in self.space.dimensions]
-        points = [dict(zip(self.dimensions, values, strict=True)) for values in itertools.product(*axes)]
         points = [point for point in points if point not in self.enqueued]
         random.Random(seed_of(self.settings.seed, -1)).shuffle(points)
         return points
@@ -130,15 +127,21 @@ class Proposals(BaseSampler):
 
     def _sampler(self, number: int) -> BaseSampler:
         if self._built[0] != number:
-            self._built = (number, optuna_sampler(self.settings, number))
+            self._built = (number, optuna_sampler(self.settings, number, self.space.conditional))
         return self._built[1]
 
 
-def optuna_sampler(settings: SamplerConfig, number: int) -> BaseSampler:
-    """Optuna's own sampler for one trial; random where the kind keeps no model of the space."""
+def optuna_sampler(settings: SamplerConfig, number: int, conditional: bool = False) -> BaseSampler:
+    """Optuna's own sampler for one trial; random where the kind keeps no model of the space.
+
+    Where keys exist only at times, tpe models each group of keys that occur together, and gp and cmaes model the keys
+    that always exist: the others are drawn at random.
+    """
     seed, startup = seed_of(settings.seed, number), settings.startup_trials
     if settings.kind == "tpe":
-        return TPESampler(seed=seed, n_startup_trials=startup)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            return TPESampler(seed=seed, n_startup_trials=startup, group=conditional)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         if settings.kind == "gp":
@@ -160,4 +163,5 @@ def sobol_point(space: Space, seed: int, index: int) -> dict[str, Any]:
             "ignore", UserWarning
         )  # "balance properties require n to be a power of 2": we draw singly
         (units,) = sequence.random(1)
-    return {dimension.key: dimension.at(float(unit)) for dimension, unit in zip(space.dimensions, units, strict=True)}
+    unit_of = dict(zip((dimension.key for dimension in space.dimensions), units, strict=True))
+    return space.point(lambda dimension: dimension.at(float(unit_of[dimension.key])))

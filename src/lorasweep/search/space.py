@@ -8,16 +8,13 @@ logarithmic, `a,b` a choice. Neighbours: `study` (draws), `sweep` (checks every 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from decimal import Decimal
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import Any
 
 from lorasweep.config.explain import keys, nearest_key
 from lorasweep.config.schema import GROUPS, TRIAL_GROUPS, Config
 from lorasweep.errors import ConfigError
-
-if TYPE_CHECKING:
-    from optuna.trial import Trial
+from lorasweep.search.dimensions import Dimension, Space, parents_first, stepped
 
 EXAMPLES = (
     "interval(1e-4, 1e-2), tag(log, interval(1e-5, 1e-3)), int(interval(1, 8)), range(50, 201, 50), choice(2, 4, 8)"
@@ -27,152 +24,6 @@ EXAMPLES = (
 LARGEST = 1e15  # of a bound: beyond it, neighbouring integers and steps are the same float in Optuna's storage
 MOST_STEPS = 1e9  # of a float range, counted from zero: finer ones drown in a float's 16 digits
 MOST_CHOICES = 10_000
-
-
-@dataclass(frozen=True)
-class Dimension:
-    """One swept key. `low` and `high` are both included; `choices` only where `kind` is categorical."""
-
-    key: str
-    kind: str  # float, int or categorical
-    low: float | None = None
-    high: float | None = None
-    step: float | None = None
-    log: bool = False
-    choices: tuple[Any, ...] = ()
-
-    def suggest(self, trial: Trial) -> Any:
-        """Draw a value through Optuna's trial."""
-        if self.kind == "categorical":
-            if self.by_position:
-                return self.choices[trial.suggest_categorical(self.key, range(len(self.choices)))]
-            return trial.suggest_categorical(self.key, self.choices)
-        assert self.low is not None and self.high is not None
-        if self.kind == "int":
-            step = 1 if self.step is None else int(self.step)
-            return trial.suggest_int(self.key, int(self.low), int(self.high), step=step, log=self.log)
-        drawn = trial.suggest_float(self.key, self.low, self.high, step=self.step, log=self.log)
-        return float(drawn) if self.step is None else self.value(round((drawn - self.low) / self.step))
-
-    @property
-    def by_position(self) -> bool:
-        """Whether Optuna keeps a choice by its position: lists and dicts are no values of its storage."""
-        return any(isinstance(choice, list | dict) for choice in self.choices)
-
-    def stored(self, value: Any) -> Any:
-        """A value of this dimension as Optuna keeps it."""
-        if self.kind == "categorical":
-            place = self.choices.index(value)
-            return place if self.by_position else self.choices[place]
-        return int(value) if self.kind == "int" else float(value)
-
-    @property
-    def count(self) -> int | None:
-        """How many values there are; None where they are a continuum."""
-        if self.kind == "categorical":
-            return len(self.choices)
-        assert self.low is not None and self.high is not None
-        if self.kind == "int":
-            return (int(self.high) - int(self.low)) // int(self.step or 1) + 1
-        if self.step is None:
-            return None if self.low < self.high else 1
-        return round((self.high - self.low) / self.step) + 1
-
-    def value(self, place: int) -> Any:
-        """The value at a place from 0 to `count` - 1, in order."""
-        if self.kind == "categorical":
-            return self.choices[place]
-        assert self.low is not None
-        if self.kind == "int":
-            return int(self.low) + place * int(self.step or 1)
-        return self.low if self.step is None else _stepped(self.low, self.step, place)
-
-    def values(self) -> list[Any] | None:
-        """Every value, in order; None where they are a continuum."""
-        return None if self.count is None else [self.value(place) for place in range(self.count)]
-
-    def at(self, unit: float) -> Any:
-        """The value at a share of the way, `unit` in [0, 1): for sequences that fill the unit cube evenly."""
-        count = self.count
-        if count is not None and not self.log:
-            return self.value(min(int(unit * count), count - 1))
-        assert self.low is not None and self.high is not None
-        if not self.log:
-            return self.low + unit * (self.high - self.low)
-        margin = 0.5 if self.kind == "int" else 0.0  # each integer gets its share of the logarithmic line
-        low, high = math.log(self.low - margin), math.log(self.high + margin)
-        drawn = min(max(math.exp(low + unit * (high - low)), self.low), self.high)
-        return round(drawn) if self.kind == "int" else drawn
-
-    def contains(self, value: Any) -> bool:
-        """Whether the sampler could draw this value."""
-        if self.kind == "categorical":
-            return any(value == other and isinstance(value, bool) == isinstance(other, bool) for other in self.choices)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            return False
-        assert self.low is not None and self.high is not None
-        if self.kind == "int" and value != int(value):
-            return False
-        if not self.low <= value <= self.high:
-            return False
-        steps = (value - self.low) / self.step if self.step is not None else 0.0
-        return abs(steps - round(steps)) < 1e-6
-
-    def edges(self) -> list[Any]:
-        """Values that touch every bound or choice."""
-        if self.kind == "categorical":
-            return list(self.choices)
-        assert self.low is not None and self.high is not None
-        return [int(self.low), int(self.high)] if self.kind == "int" else [self.low, self.high]
-
-    def to_json(self) -> dict[str, Any]:
-        """The entry of `plan --json`; what does not apply is left out."""
-        if self.kind == "categorical":
-            return {"kind": self.kind, "choices": list(self.choices)}
-        low, high = self.edges()
-        entry: dict[str, Any] = {"kind": self.kind, "low": low, "high": high, "log": self.log}
-        return entry if self.step is None else {**entry, "step": self.step}
-
-
-@dataclass(frozen=True)
-class Space:
-    """All swept keys of a sweep, in the order of the file."""
-
-    dimensions: tuple[Dimension, ...]
-
-    def suggest(self, trial: Trial) -> dict[str, Any]:
-        """One point, drawn key by key."""
-        return {dimension.key: dimension.suggest(trial) for dimension in self.dimensions}
-
-    def to_json(self) -> dict[str, Any]:
-        """Key -> what varies, as `plan --json` prints it."""
-        return {dimension.key: dimension.to_json() for dimension in self.dimensions}
-
-    def probe_points(self) -> list[dict[str, Any]]:
-        """Points that touch every bound and choice, one key at a time over the first edge of the others."""
-        first = {dimension.key: dimension.edges()[0] for dimension in self.dimensions}
-        points = [first]
-        for dimension in self.dimensions:
-            points += [{**first, dimension.key: edge} for edge in dimension.edges()[1:]]
-        return points
-
-    def check_point(self, point: dict[str, Any], where: str) -> None:
-        """Check an enqueued point.
-
-        Raises:
-            ConfigError: a key that is not swept, or a value that the space does not hold.
-        """
-        known = {dimension.key: dimension for dimension in self.dimensions}
-        for key, value in point.items():
-            if key not in known:
-                raise ConfigError(
-                    f"{where} sets `{key}`, which is not in `space` ({', '.join(known)}); add it there, or set it for "
-                    "the whole sweep"
-                )
-            if not known[key].contains(value):
-                raise ConfigError(
-                    f"{where}: `{key}`={value!r} is outside the space {known[key].to_json()}; change one of the two"
-                )
 
 
 def parse_space(space: dict[str, Any], config: Config | None = None, *, allow_empty: bool = False) -> Space:
@@ -197,7 +48,7 @@ def parse_space(space: dict[str, Any], config: Config | None = None, *, allow_em
                 f"`sweep.space` key `{dimension.key}`: {space[dimension.key]} draws fractions, and the setting is an "
                 "integer; write int(interval(low, high)) or range(low, high, step)"
             )
-    return Space(dimensions)
+    return Space(parents_first(dimensions))
 
 
 def _enqueued_values(points: list[dict[str, Any]]) -> dict[str, list[Any]]:
@@ -225,11 +76,14 @@ def _check_key(key: str) -> None:
 def _dimension(key: str, value: Any) -> Dimension:
     if isinstance(value, list):
         return _choice(key, value, str(value))
+    if isinstance(value, dict) and value.keys() == {"when", "values"}:
+        return replace(_dimension(key, value["values"]), when=_conditions(key, value["when"]))
     if isinstance(value, dict):
         dotted = f"{key}.{next(iter(value))}" if value else f"{key}.NAME"
         raise ConfigError(
             f"`sweep.space` key `{key}` must be text or a list, got {value}. Write keys in one piece ({dotted}: …); "
-            f"values look like {EXAMPLES}"
+            f"values look like {EXAMPLES}, and a key that exists only at times like "
+            '{when: adapter=lora, values: "choice(4, 8)"}'
         )
     if value is None:
         raise ConfigError(f"`sweep.space` key `{key}` has no values; values look like {EXAMPLES}")
@@ -249,6 +103,26 @@ def _dimension(key: str, value: Any) -> Dimension:
     return _choice(
         key, [_plain(item) for item in swept.list], text
     )  # shuffle() changes nothing: a sampler has no order
+
+
+def _conditions(key: str, when: Any) -> tuple[tuple[str, tuple[Any, ...]], ...]:
+    """`adapter=lora`, `adapter=choice(lora, full)`, or a list of such words that must all hold."""
+    conditions = []
+    for word in when if isinstance(when, list) else [when]:
+        parent, _, text = str(word).partition("=")
+        if not parent or not text:
+            raise ConfigError(
+                f"`sweep.space` key `{key}`: `when: {when}` is no condition; write when: key=value, or a list of them"
+            )
+        override = _parse(parent.strip(), text.strip())
+        value = override.value()
+        if override.is_sweep_override() and not override.is_choice_sweep():
+            raise ConfigError(
+                f"`sweep.space` key `{key}`: `when: {word}` must name values; write {parent}=choice(a, b)"
+            )
+        values = value.list if override.is_sweep_override() else [value]
+        conditions.append((parent.strip(), tuple(_plain(item) for item in values)))
+    return tuple(conditions)
 
 
 def _parse(key: str, text: str) -> Any:
@@ -284,7 +158,7 @@ def _range(key: str, swept: Any, text: str) -> Dimension:
         raise ConfigError(f"`sweep.space` key `{key}`: {text} needs finite numbers within ±{LARGEST:g}")
     if swept.shuffle:
         count = max(0, math.ceil((last - first) / step - 1e-9))  # as Python's range: the end is not among them
-        return _choice(key, [_stepped(first, step, place) for place in range(min(count, MOST_CHOICES + 1))], text)
+        return _choice(key, [stepped(first, step, place) for place in range(min(count, MOST_CHOICES + 1))], text)
     whole = all(isinstance(number, int) for number in (first, last, step))
     if step < 0:
         _check_bounds(key, last, first, log, text)
@@ -299,7 +173,7 @@ def _range(key: str, swept: Any, text: str) -> Dimension:
             f"`sweep.space` key `{key}`: {text} has steps too fine to tell apart; use interval(low, high)"
         )
     # the steps count from `first`, so the far bound is the last value that they reach
-    reached = _stepped(first, step, math.floor((last - first) / step + 1e-9))
+    reached = stepped(first, step, math.floor((last - first) / step + 1e-9))
     low, high = sorted((first, reached))
     if whole:
         return Dimension(key, "int", low, high, step=abs(step) if abs(step) != 1 else None, log=log)
@@ -344,13 +218,6 @@ def _check_bounds(key: str, low: Any, high: Any, log: bool, text: str) -> None:
         raise ConfigError(
             f"`sweep.space` key `{key}`: {text} is logarithmic, so its lower bound must be > 0, got {low}"
         )
-
-
-def _stepped(first: Any, step: Any, place: int) -> Any:
-    """`first` + `place` steps as decimals are added: 0.3, not 0.30000000000000004."""
-    if isinstance(first, int) and isinstance(step, int):
-        return first + place * step
-    return float(Decimal(repr(first)) + place * Decimal(repr(step)))
 
 
 def _plain(value: Any) -> Any:
