@@ -44,6 +44,10 @@ class StorageError(LorasweepError):
     """The study, tracker or a checkpoint is unreadable, locked or does not agree with the others."""
 
 
+class DiskFull(StorageError):
+    """Nothing more can be written; what was written before is whole."""
+
+
 class PromotionRefused(LorasweepError):
     """The gate said no; the registry is as it was."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from lorasweep import leaderboard, live, report
 from lorasweep.config import compose
 from lorasweep.config.home import Folders, Home
 from lorasweep.config.schema import GROUPS, TRIAL_GROUPS, Config
-from lorasweep.errors import ConfigError
+from lorasweep.errors import ConfigError, LorasweepError
 from lorasweep.launchers.local import alone_on
 from lorasweep.progress import Progress, Silent
 from lorasweep.search.space import Space, parse_space
@@ -147,7 +147,8 @@ def _train(
     config = study.config
     config.sweep.trials = len(asked)
     with _view(config, quiet) as (progress, _):
-        _launch(study, config, settings, workbench, home, progress, asked)
+        for one in asked:
+            _launch(study, config, settings, workbench, home, progress, one)
     outcome = _outcome(study, workbench.slots, time.monotonic() - started)
     row = next(row for row in outcome.board.rows if row["trial"] == asked[-1].number)
     outcome.best = row if row["state"] == "complete" else None  # this trial's row, not the best of all single runs
@@ -177,6 +178,7 @@ def choose_slots(config: Config) -> int:
 def identify(config: Config, space: Space, workbench: Workbench) -> dict[str, Any]:
     """What makes this sweep itself: continuing with anything else is refused. Budget and launcher may change."""
     fixed = {group: asdict(getattr(config, group)) for group in TRIAL_GROUPS}
+    del fixed["train"]["checkpoint_every_seconds"]  # changes no number
     return {
         "space": space.to_json(),
         "enqueue": config.sweep.enqueue,
@@ -218,8 +220,9 @@ def _launch(
     workbench: Workbench,
     home: Home,
     progress: Progress,
-    only: list[Asked] | None = None,
+    only: Asked | None = None,
 ) -> None:
+    from lorasweep.checkpoint import Checkpoints
     from lorasweep.launchers import local
     from lorasweep.tracking import Tracker
     from lorasweep.worker import Worker
@@ -227,14 +230,20 @@ def _launch(
     def composer(params: dict[str, Any]) -> Config:
         return compose.compose_trial(overrides, study.sweep_file, params, home)
 
+    lane = "0" if only is None else f"trial-{only.number:05d}"
+    checkpoints = Checkpoints(workbench.folders.checkpoints(study.name, lane))
     tracker = Tracker(workbench.folders, study.name)
     try:
         tracker.open_sweep(config, compose.to_yaml(config), list(config.sweep.space))
-        local.launch(Worker(study, tracker, workbench, composer, progress, only), config.launcher)
+        trials = None if only is None else [only]
+        local.launch(Worker(study, tracker, workbench, composer, progress, checkpoints, trials), config.launcher)
         tracker.close_sweep(_summary(study))
         report.attach(study, workbench.folders)
-    finally:
-        tracker.close()
+    except BaseException:
+        with suppress(LorasweepError, OSError):  # what happened first is what is told
+            tracker.close()
+        raise
+    tracker.close()
 
 
 def _summary(study: SweepStudy) -> dict[str, Any]:

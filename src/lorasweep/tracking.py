@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lorasweep import failpoints
 from lorasweep import spool as spools
 from lorasweep.config.schema import Config
 from lorasweep.errors import LorasweepError, StorageError
@@ -223,6 +224,7 @@ class Tracker:
         with readable_errors(f"finish trial {number} of sweep {self.sweep}"):
             for name, source in artifacts.items():
                 _place(source, trial.artifacts / name)
+            failpoints.reach("artifacts-placed")
             self._send(number, trial, tags)
             self.client.set_terminated(trial.run_id, FAILED if record.state is TrialState.FAILED else FINISHED)
         trial.spool.close()
@@ -247,6 +249,7 @@ class Tracker:
             }
             tags = clean_tags({**tags, **ours})
             run = self.client.create_run(self.experiment_id, tags=tags, run_name=f"{self.sweep} {number}")
+            failpoints.reach("run-created")
         elif run.info.status != RUNNING:
             self.client.update_run(run.info.run_id, status=RUNNING)
             self.client.set_tag(run.info.run_id, "lorasweep.state", "running")

@@ -37,7 +37,8 @@ class Workbench:
         self._data: dict[str, SearchData] = {}
         self._encoded: dict[str, tuple[Encoded, Encoded]] = {}
         self._bases: dict[Any, LoadedBase] = {}  # in order of last use
-        self._packs: dict[str, tuple[Any, Pack]] = {}  # pack key -> (base key, pack)
+        self._packs: dict[str, tuple[Any, Pack, Config]] = {}  # pack key -> (base key, pack, what it was made for)
+        self._rebuilding = False
 
     def data(self, config: Config) -> SearchData:
         """Training and validation rows of a trial.
@@ -99,16 +100,33 @@ class Workbench:
         if key not in self._packs:
             base, (train, validation) = self.base(config), self.encoded(config)
             slots = 1 if config.adapter.kind == "full" else self.slots
-            self._packs[key] = (shared, Pack(base, self.task(config), train, validation, self.objective, slots))
+            pack = Pack(base, self.task(config), train, validation, self.objective, slots)
+            self._packs[key] = (shared, pack, config)
         return self._packs[key][1]
 
     @property
     def active_packs(self) -> list[Pack]:
         """Packs with at least one trial in training."""
-        return [pack for _, pack in self._packs.values() if pack.active]
+        return [pack for _, pack, _ in self._packs.values() if pack.active]
+
+    @property
+    def packs(self) -> list[tuple[Config, Pack]]:
+        """All packs, idle ones too, in the order in which they train; with a config that leads to each."""
+        return [(config, pack) for _, pack, config in self._packs.values()]
+
+    def rebuild(self, configs: list[Config]) -> list[Pack]:
+        """Exactly the packs of these configs, empty and in this order, for a worker that goes on from a checkpoint."""
+        self._packs = {}
+        self._rebuilding = True  # all of them were resident together
+        try:
+            return [self.pack(config) for config in configs]
+        finally:
+            self._rebuilding = False
 
     def _drop_idle_bases(self) -> None:
-        used = {base for base, pack in self._packs.values() if pack.active}
+        if self._rebuilding:
+            return
+        used = {base for base, pack, _ in self._packs.values() if pack.active}
         idle = [key for key in self._bases if key not in used]
         for key in idle[: max(0, len(idle) - IDLE_BASES_KEPT + 1)]:
             self._packs = {name: entry for name, entry in self._packs.items() if entry[0] != key}

@@ -1,9 +1,10 @@
-"""The loop that joins search, data, training and tracking: ask, fill slots, train, log, tell.
+"""The loop that joins search, data, training and tracking: ask, fill slots, train, log, tell, save.
 
 One worker owns one workbench and works on one study. A trial that ends is told at once and its slot asks again.
-The order at a trial's end protects the agreement of study and tracker: artifacts and the run's state first, the
-study last; a kill in between leaves the trial RUNNING in the study, and the next start trains it again into the
-same run. Neighbours: `search.study`, `tracking`, `workbench`, `progress`; `launchers` start it.
+The order at a trial's end protects the agreement of study and tracker: artifacts and the run's state first, the study
+next, the checkpoint last. A checkpoint holds the whole worker and is written whenever trials came or went, and every
+`train.checkpoint_every_seconds`; what happened after it is repeated to the same end (see `replay`).
+Neighbours: `replay`, `checkpoint`, `search.study`, `tracking`, `workbench`, `progress`; `launchers` start it.
 """
 
 from __future__ import annotations
@@ -14,41 +15,28 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lorasweep import failpoints, replay
+from lorasweep.checkpoint import Checkpoints, disk_full, full_disk_in
 from lorasweep.config import compose
 from lorasweep.config.schema import Config
-from lorasweep.errors import ConfigError, LorasweepError, ObjectiveError, TrialFailed
+from lorasweep.errors import ConfigError, DiskFull, LorasweepError, ObjectiveError, StorageError, TrialFailed
 from lorasweep.progress import Progress
 from lorasweep.records import TrialRecord, TrialState
+from lorasweep.replay import Candidate, RunningTrial
 
 if TYPE_CHECKING:
     from lorasweep.search.study import Asked, SweepStudy
     from lorasweep.tracking import Tracker
-    from lorasweep.training.pack import Pack
     from lorasweep.workbench import Workbench
 
 
 class Interrupted(LorasweepError):
-    """Ctrl-C or SIGTERM: everything reported is on disk and the sweep can be resumed."""
+    """Ctrl-C or SIGTERM: everything is on disk and the sweep can be resumed."""
 
     exit_code = 130
-
-
-@dataclass
-class RunningTrial:
-    """What the worker knows of a trial in a slot."""
-
-    asked: Asked
-    config: Config
-    pack: Pack
-    run_id: str
-    metrics: dict[str, float] = field(default_factory=dict)
-    samples: int = 0
-    last_step: int = 0
-    admitted_at: float = field(default_factory=time.monotonic)
 
 
 class Worker:
@@ -61,92 +49,157 @@ class Worker:
         workbench: Workbench,
         composer: Callable[[dict[str, Any]], Config],
         progress: Progress,
+        checkpoints: Checkpoints,
         only: list[Asked] | None = None,
     ):
-        """`composer` makes the typed config of a trial from its point; `only`: what to train, None: all that waits."""
+        """`composer` makes the typed config of a trial from its point; `only`: what to train, None: all that waits and
+        all that the study asks for."""
         self.study, self.tracker, self.workbench, self.progress = study, tracker, workbench, progress
-        self.compose = composer
+        self.compose, self.checkpoints, self.only = composer, checkpoints, only
         self.stop = threading.Event()
         self.running: dict[int, RunningTrial] = {}
-        self.waiting: deque[tuple[Asked, Config]] = deque()  # asked, but their pack had no free slot
-        self.interrupted: deque[Asked] = deque(study.interrupted() if only is None else only)
-        self._clock = time.monotonic()
+        self.waiting: deque[tuple[Candidate, Config]] = deque()  # asked, but their pack had no free slot
+        self.returning: deque[Candidate] = deque()  # what an earlier process left
+        self.last_asked = -1  # the highest trial number that this sequence of processes took up
+        self._changed = False  # trials came or went since the last checkpoint
+        self._saved_at = self._clock = time.monotonic()
 
     def run(self) -> None:
         """Train until nothing is left to ask for.
 
         Raises:
-            Interrupted: `stop` was set; running trials stay open in the study and in their runs.
+            Interrupted: `stop` was set; running trials are saved, and stay open in the study and in their runs.
             ObjectiveError: the objective's metric is never logged.
+            DiskFull: nothing more can be written; the sweep can be resumed once there is room.
         """
+        try:
+            self._loop()
+        except (OSError, StorageError) as error:
+            if not full_disk_in(error):
+                raise
+            what = error if isinstance(error, DiskFull) else disk_full(self.checkpoints.folder, None, error)
+            raise DiskFull(
+                f"sweep {self.study.name} is paused: {what}. What was saved before is whole. Make room, then continue "
+                f"with `lorasweep resume {self.study.name}`"
+            ) from error
+
+    def _loop(self) -> None:
+        self._recover()
         while True:
             self._fill()
             if not self.running:
                 self._add_seconds()
+                self.checkpoints.clear()
                 return
+            self._save_where_due()
             for pack in self.workbench.active_packs:
                 for event in pack.advance():
                     self._handle(event)
+            for number in [number for number, trial in self.running.items() if trial.ghost_is_over]:
+                self._release(number)
             if self.stop.is_set():
                 self._save_and_leave()
+
+    # -- checkpoints ------------------------------------------------------------------------------------------------
+
+    def _recover(self) -> None:
+        found = replay.recover(self.study, self.workbench, self.checkpoints.load(), self.only)
+        self.returning.extend(found.queue)
+        self.last_asked = found.last_asked
+        for note in found.notes:
+            self.progress.note(note)
+
+    def _save_where_due(self) -> None:
+        if self._changed or time.monotonic() - self._saved_at >= self.study.config.train.checkpoint_every_seconds:
+            self._save()
+
+    def _save(self) -> None:
+        queue = [*(candidate for candidate, _ in self.waiting), *self.returning]
+        self.checkpoints.save(*replay.snapshot(self.workbench, queue, self.last_asked))
+        self._changed, self._saved_at = False, time.monotonic()
 
     # -- admission ------------------------------------------------------------------------------------------------
 
     def _fill(self) -> None:
         while len(self.running) < self.workbench.slots:
             if self.waiting:
-                asked, config = self.waiting[0]
+                candidate, config = self.waiting[0]
                 if not self.workbench.pack(config).free:
                     return
                 self.waiting.popleft()
             else:
-                candidate = self._next()
-                if candidate is None:
+                found = self._next()
+                if found is None:
                     return
-                asked = candidate
+                candidate = found
                 try:
-                    config = self.compose(asked.params)
+                    config = self.compose(candidate.asked.params)
                     if not self.workbench.pack(config).free:
-                        self.waiting.append((asked, config))
+                        self.waiting.append((candidate, config))
                         return
                 except (ConfigError, TrialFailed) as error:
-                    self._fail_before_training(asked, error)
+                    self._fail_before_training(candidate, error)
                     continue
-            self._admit(asked, config)
+            self._admit(candidate, config)
 
-    def _next(self) -> Asked | None:
-        """The next trial to train: first those that a dead process left, then new ones while the budget lasts."""
-        if self.interrupted:
-            return self.interrupted.popleft()
+    def _next(self) -> Candidate | None:
+        """The next trial to train: first those that an earlier process left, then new ones while the budget lasts."""
+        candidate = self.returning.popleft() if self.returning else self._ask()
+        if candidate is not None:
+            self.last_asked = max(self.last_asked, candidate.asked.number)
+            self._changed = True
+        return candidate
+
+    def _ask(self) -> Candidate | None:
         self._add_seconds()
-        in_training = sum(trial.samples for trial in self.running.values())
-        return None if self.study.budget_spent(in_training) else self.study.ask()
+        in_training = sum(trial.uncounted_samples for trial in self.running.values())
+        if self.only is not None or self.study.budget_spent(in_training):
+            return None
+        asked = self.study.ask()
+        failpoints.reach("asked")
+        return None if asked is None else Candidate(asked)
 
-    def _admit(self, asked: Asked, config: Config) -> None:
+    def _admit(self, candidate: Candidate, config: Config) -> None:
+        asked, pack = candidate.asked, self.workbench.pack(config)
+        try:
+            if candidate.saved is None:
+                pack.admit(asked.number, config)
+            else:
+                pack.load_state(asked.number, config, candidate.saved.tensors, candidate.saved.fields)
+        except (ConfigError, TrialFailed) as error:
+            self._fail_before_training(candidate, error)
+            return
+        trial = RunningTrial(asked, config, pack, "", candidate.ended)
+        if candidate.saved is not None:
+            trial.last_step, trial.samples = candidate.saved.fields["step"], pack.samples(asked.number)
+            trial.admitted_at -= candidate.saved.fields["seconds"]
+        self.running[asked.number] = trial
+        if candidate.ended is None:
+            self._start_run(trial)
+            self.progress.trial_started(asked.number, asked.params, pack.max_steps(asked.number))
+
+    def _start_run(self, trial: RunningTrial) -> None:
         from lorasweep.provenance import gather
 
-        number, pack = asked.number, self.workbench.pack(config)
-        try:
-            pack.admit(number, config)
-        except (ConfigError, TrialFailed) as error:
-            self._fail_before_training(asked, error)
-            return
+        number, config = trial.asked.number, trial.config
         data, base = self.workbench.data(config), self.workbench.base(config)
-        run_id = self.tracker.start_trial(
+        trial.run_id = self.tracker.start_trial(
             number,
             config,
             compose.to_yaml(config),
-            asked.params,
+            trial.asked.params,
             gather(config, data.fingerprint, base.fingerprint),
             data,
-            pack.counts(number),
+            trial.pack.counts(number),
         )
-        self.study.set_run(number, run_id)
-        self.running[number] = RunningTrial(asked, config, pack, run_id)
-        self.progress.trial_started(number, asked.params, pack.max_steps(number))
+        failpoints.reach("run-noted")
+        self.study.set_run(number, trial.run_id)
 
-    def _fail_before_training(self, asked: Asked, error: LorasweepError) -> None:
+    def _fail_before_training(self, candidate: Candidate, error: LorasweepError) -> None:
         """A point that cannot be trained as it is: FAILED with its cause, and the sweep goes on."""
+        if candidate.ended is not None:
+            return
+        asked = candidate.asked
         reason = str(error) if isinstance(error, TrialFailed) else f"config: {error}"
         record = TrialRecord(trial=asked.number, state=TrialState.FAILED, params=asked.params, reason=reason)
         record.run_id = self.tracker.start_failed(asked.number, asked.params)
@@ -159,19 +212,20 @@ class Worker:
 
         trial = self.running[event.number]
         if isinstance(event, Stepped):
+            trial.samples, trial.last_step = event.samples, event.step
+        if trial.ended is not None:
+            if isinstance(event, Finished | Failed):
+                self._release(event.number)
+        elif isinstance(event, Stepped):
             self._on_step(trial, event)
         elif isinstance(event, Evaluated):
-            self.tracker.log(event.number, event.metrics, event.step)
-            self.tracker.flush(event.number)
-            value = event.metrics.get(self.study.metric)
-            self.progress.evaluated(event.number, event.step, value)
+            self._on_evaluation(event)
         elif isinstance(event, Finished):
             self._on_finish(trial, event)
         elif isinstance(event, Failed):
             self._on_failure(trial, event)
 
     def _on_step(self, trial: RunningTrial, event: Any) -> None:
-        trial.samples, trial.last_step = event.samples, event.step
         every, last = trial.config.train.log_every_steps, trial.pack.max_steps(event.number)
         if event.step % every == 0 or event.step in (1, last):
             metrics = {
@@ -183,6 +237,12 @@ class Worker:
             self.tracker.log(event.number, metrics, event.step)
         self.progress.stepped(event.number, event.step, event.loss)
 
+    def _on_evaluation(self, event: Any) -> None:
+        self.tracker.log(event.number, event.metrics, event.step)
+        failpoints.reach("metrics-spooled")
+        self.tracker.flush(event.number)
+        self.progress.evaluated(event.number, event.step, event.metrics.get(self.study.metric))
+
     def _on_finish(self, trial: RunningTrial, event: Any) -> None:
         number = event.number
         value = event.best_metrics[self.study.metric]
@@ -193,14 +253,11 @@ class Worker:
         with tempfile.TemporaryDirectory(prefix="lorasweep-") as folder:
             adapter = Path(folder) / "adapter"
             trial.pack.export(number, adapter)
-            trial.pack.evict(number)
             self._end(record, {"adapter": adapter})
 
     def _on_failure(self, trial: RunningTrial, event: Any) -> None:
         record = self._record(trial, TrialState.FAILED, time.monotonic() - trial.admitted_at)
         record.reason = f"{event.cause}: {event.message}"
-        if event.number in trial.pack.active:
-            trial.pack.evict(event.number)
         self._end(record, {})
         if event.cause == "objective":
             raise ObjectiveError(event.message)
@@ -220,12 +277,21 @@ class Worker:
 
     def _end(self, record: TrialRecord, artifacts: dict[str, Path]) -> None:
         self.tracker.finish_trial(record.trial, record, artifacts)
+        failpoints.reach("run-ended")
         if record.state is TrialState.COMPLETE and record.value is not None and math.isfinite(record.value):
             self.study.complete(record.trial, record.value, record)
         else:
             self.study.fail(record.trial, record)
-        self.running.pop(record.trial, None)
+        failpoints.reach("told")
+        self._release(record.trial)
         self.progress.trial_ended(record)
+
+    def _release(self, number: int) -> None:
+        """Empty a trial's slot, where it has one."""
+        trial = self.running.pop(number, None)
+        if trial is not None:
+            trial.pack.evict(number)
+            self._changed = True
 
     # -- leaving ------------------------------------------------------------------------------------------------------
 
@@ -235,10 +301,13 @@ class Worker:
         self._clock = now
 
     def _save_and_leave(self) -> None:
-        for number in self.running:
-            self.tracker.flush(number)
+        for number, trial in self.running.items():
+            if trial.ended is None:
+                self.tracker.flush(number)
+        self._save()
         self._add_seconds()
-        trials = ", ".join(str(number) for number in sorted(self.running))
+        trials = ", ".join(str(number) for number, trial in sorted(self.running.items()) if trial.ended is None)
         raise Interrupted(
-            f"sweep {self.study.name} was interrupted; trials {trials} go on with `lorasweep resume {self.study.name}`"
+            f"sweep {self.study.name} was interrupted and saved; trials {trials or 'to come'} go on with "
+            f"`lorasweep resume {self.study.name}`"
         )

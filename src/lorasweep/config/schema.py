@@ -149,6 +149,9 @@ class TrainConfig:
     eval_batch_size: int = option(64, "rows in one evaluation batch", above=0)
     early_stopping_evals: int = option(0, "stop after this many evaluations without a new best; 0: never", at_least=0)
     log_every_steps: int = option(10, "optimizer steps between train/* metric points", above=0)
+    checkpoint_every_seconds: float = option(
+        60.0, "seconds between checkpoints of running trials; they are also written as trials come and go", above=0
+    )
     precision: str = option(
         "fp32", "fp32, bf16 or fp16 (mixed: adapters and moments stay fp32)", choices=("fp32", "bf16", "fp16")
     )

@@ -156,6 +156,12 @@ class Arena:
         self._point(index, slot)
         return slot
 
+    def lay(self, layout: RowLayout, rank: int) -> None:
+        """Exactly this layout and largest rank, while all slots are empty."""
+        assert not any(self.slots), "an arena is laid out while it is empty"
+        self._lay_anew(layout, rank)
+        self.version += 1
+
     def release(self, index: int) -> None:
         """Forget a slot. Its row is zeroed, so that nothing of it (a NaN, say) meets what comes next."""
         self.slots[index] = None

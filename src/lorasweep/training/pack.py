@@ -106,6 +106,10 @@ class Pack:
         """Optimizer steps that the trial trains for, unless it stops early."""
         return self.roster.max_steps(number)
 
+    def samples(self, number: int) -> int:
+        """Training rows that the trial's finished steps have seen."""
+        return self._slot(number).samples
+
     def counts(self, number: int) -> ParameterCounts:
         """Parameter counts of the trial."""
         return self.roster.counts(number)

@@ -1,0 +1,55 @@
+"""Places where a test kills this process, to prove that a kill there loses nothing. A comparison each when unset.
+
+`LORASWEEP_FAILPOINT=NAME:N` in the environment sends SIGKILL at the N-th time that this process reaches NAME, as a
+machine's out-of-memory killer would: no handler runs, no buffer is flushed. The places are those in `NAMES`.
+Neighbours: whatever writes (`checkpoint`, `tracking`, `worker`); tests/test_torture.py goes through all of them.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import Any
+
+from lorasweep.errors import UsageError
+
+VARIABLE = "LORASWEEP_FAILPOINT"
+NAMES = {
+    "asked": "a point is in the study, its run does not exist yet",
+    "run-created": "MLflow has the run, nothing of ours names it",
+    "run-noted": "the spool names the run, the study does not",
+    "metrics-spooled": "an evaluation is in the spool, MLflow has not heard of it",
+    "artifacts-placed": "a trial's adapter is in its run, the run has not ended",
+    "run-ended": "the run has ended in MLflow, the study still has the trial as running",
+    "told": "study and MLflow have a trial's end, the checkpoint still has the trial in its slot",
+    "checkpoint-half": "half of a checkpoint is written",
+    "checkpoint-unnamed": "a checkpoint is whole, but still under its temporary name",
+    "checkpoint-whole": "a checkpoint has its name, the one before the previous is still there",
+}
+
+
+_armed: list[Any] | None = None  # [name, times left]
+
+
+def reach(name: str) -> None:
+    """Die here if the environment says so."""
+    if _armed is not None and name == _armed[0]:
+        _armed[1] -= 1
+        if _armed[1] == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def arm(text: str | None) -> None:
+    """Choose where this process dies: `NAME` or `NAME:N`; None or empty: nowhere.
+
+    Raises:
+        UsageError: there is no such place.
+    """
+    global _armed  # noqa: PLW0603
+    name, _, times = (text or "").partition(":")
+    if text and (name not in NAMES or not (times or "1").isdigit()):
+        raise UsageError(f"{VARIABLE}={text}: write NAME or NAME:N with one of {', '.join(NAMES)}")
+    _armed = [name, int(times or 1)] if text else None
+
+
+arm(os.environ.get(VARIABLE))

@@ -1,0 +1,160 @@
+"""What a worker writes down of itself, and how a later one takes it up to the same end.
+
+A checkpoint holds every pack with all its trials at one moment. Study and runs may be ahead of it: the kill came later.
+Training is repeated from the checkpoint, with the same bits on a CPU, and meets what is known already:
+  * a trial that was asked for after it is found again, in the order of its number, and never asked twice;
+  * a trial that ended after it is a ghost: it trains on in its slot up to where it ended, because the bits of its
+    neighbours depend on the shapes of all, but nothing of it is logged or told again;
+  * a metric that is in the spool is not logged again.
+So the next thing that is new happens when all that was known has been met, with the history that it would have had.
+Neighbours: `checkpoint` (files), `training.snapshot`, `search.study`; `worker` is the only user.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from lorasweep.config import compose
+from lorasweep.config.schema import Config
+from lorasweep.records import TrialRecord, TrialState
+from lorasweep.search.study import Asked
+
+if TYPE_CHECKING:
+    import torch
+
+    from lorasweep.checkpoint import Checkpoint
+    from lorasweep.search.study import SweepStudy
+    from lorasweep.training.pack import Pack
+    from lorasweep.workbench import Workbench
+
+
+@dataclass(frozen=True)
+class SavedTrial:
+    """A trial as `Pack.state` gave it: tensors by name, and JSON types."""
+
+    tensors: dict[str, torch.Tensor]
+    fields: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A trial on its way into a slot: from its start, or as it was `saved`; with `ended` as a ghost."""
+
+    asked: Asked
+    saved: SavedTrial | None = None
+    ended: TrialRecord | None = None
+
+
+@dataclass
+class RunningTrial:
+    """What the worker knows of a trial in a slot. `samples` and `last_step` are those of its last optimizer step."""
+
+    asked: Asked
+    config: Config
+    pack: Pack
+    run_id: str
+    ended: TrialRecord | None = None  # a ghost: how it ended before the kill
+    samples: int = 0
+    last_step: int = 0
+    admitted_at: float = field(default_factory=time.monotonic)
+
+    @property
+    def ghost_is_over(self) -> bool:
+        """Whether a ghost is where its trial ended. A failure came in the step after the last that was counted."""
+        if self.ended is None:
+            return False
+        if self.ended.state is TrialState.FAILED:
+            return self.samples > self.ended.samples
+        return self.samples >= self.ended.samples
+
+    @property
+    def uncounted_samples(self) -> int:
+        """Samples that the study's count of ended trials lacks now, and would lack had the kill never come."""
+        return self.samples - (self.ended.samples if self.ended else 0)
+
+
+@dataclass(frozen=True)
+class Recovered:
+    """Trials to take up, in order; the highest number asked for by the checkpoint; what a person should know."""
+
+    queue: list[Candidate]
+    last_asked: int
+    notes: list[str]
+
+
+def snapshot(
+    workbench: Workbench, queue: Iterable[Candidate], last_asked: int
+) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """All that the next process needs, as JSON types and tensors. `queue`: trials that wait for a slot."""
+    from lorasweep.training.snapshot import shape_of
+
+    saved = {number: SavedTrial(*pack.state(number)) for _, pack in workbench.packs for number in pack.active}
+    waiting = []
+    for candidate in queue:
+        if candidate.saved is not None:
+            saved[candidate.asked.number] = candidate.saved
+        elif candidate.asked.number <= last_asked:  # later numbers are found again in the study
+            waiting.append(candidate.asked.number)
+    state = {
+        "slots": workbench.slots,
+        "last_asked": last_asked,
+        "packs": [{"config": asdict(config), "shape": shape_of(pack)} for config, pack in workbench.packs],
+        "trials": [{"number": number, "fields": trial.fields} for number, trial in saved.items()],
+        "waiting": waiting,
+    }
+    tensors = {f"{number}.{name}": t for number, trial in saved.items() for name, t in trial.tensors.items()}
+    return state, tensors
+
+
+def recover(
+    study: SweepStudy, workbench: Workbench, checkpoint: Checkpoint | None, only: list[Asked] | None
+) -> Recovered:
+    """Shape the packs as they were and list what goes on. `only`: trials to take up, None: all that the study has."""
+    running = {asked.number: asked for asked in (study.interrupted() if only is None else only)}
+    state = checkpoint.state if checkpoint is not None else {}
+    notes = list(checkpoint.notes) if checkpoint is not None else []
+    if not state:
+        if notes and running:
+            notes.append(f"trials {_listed(running)} train again from their first step")
+        return Recovered([Candidate(asked) for asked in running.values()], -1, notes)
+    same_slots, last_asked = state["slots"] == workbench.slots, int(state["last_asked"])
+    ended = {}
+    if same_slots:  # with other slots the bits are others, whatever is repeated
+        ended = {record.trial: record for record in study.records() if record.state is not TrialState.RUNNING}
+        _shape_packs(study, workbench, state["packs"])
+    tensors = checkpoint.tensors if checkpoint is not None else {}
+    queue = []
+
+    def take(number: int, saved: SavedTrial | None = None) -> None:
+        if number in running:
+            queue.append(Candidate(running.pop(number), saved))
+        elif number in ended:
+            queue.append(Candidate(Asked(number, ended[number].params), saved, ended[number]))
+
+    for trial in state["trials"]:
+        prefix = f"{trial['number']}."
+        own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+        take(trial["number"], SavedTrial(own, trial["fields"]))
+    later = [number for number in running if number > last_asked]
+    if only is None:  # one that failed before it had parameters never had a slot
+        later += [number for number, record in ended.items() if number > last_asked and record.trainable_params]
+    for number in [*state["waiting"], *(number for number in sorted(running) if number <= last_asked), *sorted(later)]:
+        take(number)
+    return Recovered(queue, last_asked, notes)
+
+
+def _shape_packs(study: SweepStudy, workbench: Workbench, packs: list[dict[str, Any]]) -> None:
+    from lorasweep.training.snapshot import reshape
+
+    configs = [compose.from_json(pack["config"]) for pack in packs]
+    for config in configs:
+        config.launcher = study.config.launcher  # devices may change between starts
+    for pack, saved in zip(workbench.rebuild(configs), packs, strict=True):
+        reshape(pack, saved["shape"])
+
+
+def _listed(numbers: Iterable[int]) -> str:
+    return ", ".join(str(number) for number in sorted(numbers))

@@ -1,0 +1,37 @@
+"""What a pack is beside its trials: the memory layout and the limits that its products' bits depend on.
+
+A slot's numbers are its own, but their last bits depend on the shapes around it: on the arena's layout (a gradient's
+norm sums over it), its largest rank, and on where forwards are cut. A pack that goes on from a checkpoint bit for bit
+is therefore shaped first, then filled with `Pack.load_state`. Neighbours: `pack`, models' `arena`; `worker` calls.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lorasweep.models.arena import RowLayout
+from lorasweep.models.packed_lora import PackedLora
+from lorasweep.training.pack import Pack
+
+
+def shape_of(pack: Pack) -> dict[str, Any]:
+    """The pack's shape as JSON types."""
+    shape: dict[str, Any] = {
+        "slots": pack.free + len(pack.active),
+        "tokens_per_forward": pack.tokens_per_forward,
+        "split_rows": pack.split_rows,
+    }
+    if isinstance(pack.engine, PackedLora):
+        layout = pack.engine.arena.layout
+        shape["rank"] = pack.engine.arena.rank
+        shape["layout"] = [layout.vectors, layout.matrices, layout.loras]
+    return shape
+
+
+def reshape(pack: Pack, shape: dict[str, Any]) -> None:
+    """Give an empty pack the shape that `shape_of` told."""
+    assert not pack.active, "a pack is shaped while it is empty"
+    pack.tokens_per_forward, pack.split_rows = shape["tokens_per_forward"], shape["split_rows"]
+    if isinstance(pack.engine, PackedLora):
+        parts = [tuple(tuple(piece) for piece in pieces) for pieces in shape["layout"]]
+        pack.engine.arena.lay(RowLayout(*parts), shape["rank"])

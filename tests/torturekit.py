@@ -1,0 +1,265 @@
+"""Real sweeps in processes that get killed, and what is left compared with the sweep that was never stopped.
+
+A nursery is a process that has imported all libraries once and forks a child for each command: a command then starts
+in a fraction of a second, and dies alone when it is killed. `python torturekit.py` is the nursery itself.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import select
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+MINI = """# @package _global_
+defaults:
+  - override /model: tiny_encoder
+  - override /data: demo_reviews
+data: {demo_rows: 80}
+sampler: {kind: tpe, startup_trials: 3}
+train: {eval_every_steps: 3, log_every_steps: 1, checkpoint_every_seconds: 0.2}
+launcher: {slots: 3}
+sweep:
+  trials: 7
+  space:
+    optimizer.lr: tag(log, interval(1e-4, 1e-2))
+    adapter.r: choice(2, 4, 8)
+    train.batch_size: choice(4, 8)
+    train.accumulation: choice(1, 2)
+    train.max_steps: range(5, 17, 4)
+"""
+LIBRARIES = (  # what a sweep imports by and by
+    "lorasweep.sweep", "lorasweep.worker", "lorasweep.tracking", "lorasweep.training.snapshot", "optuna.importance",
+    "lorasweep.metrics.classification", "lorasweep.models.peft_format", "lorasweep.search.samplers", "peft",
+    "mlflow.store.tracking.sqlalchemy_store", "transformers.models.bert.modeling_bert", "plotly.io",
+)  # fmt: skip
+CLOCK_METRICS = {"train/samples_per_second"}  # what the wall says; no promise is made of it
+
+
+class Command:
+    """A running `lorasweep` command; `output` is what it has written."""
+
+    def __init__(self, nursery: Nursery, pid: int, log: Path):
+        self.nursery, self.pid, self.log = nursery, pid, log
+
+    @property
+    def output(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def poll(self) -> int | None:
+        """The exit code, negative for a signal; None while it runs."""
+        self.nursery.listen(0)
+        return self.nursery.ended.get(self.pid)
+
+    def wait(self, seconds: float = 120) -> int:
+        deadline = time.monotonic() + seconds
+        while self.poll() is None:
+            if time.monotonic() > deadline:
+                os.kill(self.pid, signal.SIGKILL)
+                raise AssertionError(f"still running after {seconds} s:\n{self.output}")
+            self.nursery.listen(0.02)
+        return self.nursery.ended[self.pid]
+
+    def send(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+
+class Nursery:
+    """Starts commands; use as a context."""
+
+    def __init__(self, folder: Path):
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder, self.count = folder, 0
+        self.ended: dict[int, int] = {}
+        self._pids: list[int] = []
+        self.process = subprocess.Popen(
+            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"},
+        )  # fmt: skip
+
+    def start(self, home: Path, *words: str, **env: str) -> Command:
+        self.count += 1
+        log = self.folder / f"{self.count:03d}.log"
+        order = {"words": words, "log": str(log), "env": {"LORASWEEP_HOME": str(home), **env}, "cwd": str(home)}
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(order) + "\n")
+        before = len(self._pids)
+        while len(self._pids) == before:
+            self.listen(60)
+        return Command(self, self._pids[-1], log)
+
+    def run(self, home: Path, *words: str, code: int = 0, **env: str) -> str:
+        command = self.start(home, *words, **env)
+        assert command.wait() == code, command.output
+        return command.output
+
+    def listen(self, seconds: float) -> None:
+        assert self.process.stdout is not None
+        while select.select([self.process.stdout], [], [], seconds)[0]:
+            line = self.process.stdout.readline()
+            assert line, "the nursery died"
+            news = json.loads(line)
+            if "code" in news:
+                self.ended[news["pid"]] = news["code"]
+            else:
+                self._pids.append(news["pid"])
+            seconds = 0
+
+    def __enter__(self) -> Nursery:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for pid in self._pids:
+            if pid not in self.ended:
+                os.kill(pid, signal.SIGKILL)
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.stdin.close()
+        self.process.wait(timeout=20)
+        self.process.stdout.close()
+
+
+def home_with(folder: Path, sweep: str = MINI) -> Path:
+    """A home with an empty MLflow database and sweeps/mini.yaml."""
+    from trackkit import new_folders
+
+    new_folders(folder)
+    (folder / "sweeps").mkdir()
+    (folder / "sweeps" / "mini.yaml").write_text(sweep)
+    return folder
+
+
+# -- what a sweep has left ------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Left:
+    """`trials`: number -> what the study says; `runs`: number -> MLflow's runs of it; `metrics`: number -> key ->
+    [(step, value)] in the order of their reports, as the database has them."""
+
+    trials: dict[int, dict[str, Any]]
+    runs: dict[int, list[dict[str, Any]]]
+    metrics: dict[int, dict[str, list[tuple[int, float]]]]
+
+
+def left_by(home: Path, sweep: str = "mini") -> Left:
+    """Read study and MLflow."""
+    from lorasweep.config.home import Folders
+    from lorasweep.search.study import SweepStudy
+
+    records = SweepStudy.load(Folders(home), sweep).records()
+    trials = {record.trial: {**record.to_json(), "train_seconds": 0} for record in records}
+    runs: dict[int, list[dict[str, Any]]] = {}
+    metrics: dict[int, dict[str, list[tuple[int, float]]]] = {}
+    with closing(sqlite3.connect(home / "mlflow.db")) as database:
+        tags: dict[str, dict[str, str]] = {}
+        for run_id, key, value in database.execute("select run_uuid, key, value from tags"):
+            tags.setdefault(run_id, {})[key] = value
+        for run_id, status in database.execute("select run_uuid, status from runs"):
+            if tags[run_id].get("lorasweep.kind") == "trial" and tags[run_id]["lorasweep.sweep"] == sweep:
+                number = int(tags[run_id]["lorasweep.trial"])
+                run = {"id": run_id, "status": status, "state": tags[run_id]["lorasweep.state"]}
+                runs.setdefault(number, []).append(run)
+                rows = database.execute(
+                    "select key, step, value from metrics where run_uuid = ? order by step, timestamp", (run_id,)
+                )
+                for key, step, value in rows:
+                    if key not in CLOCK_METRICS:
+                        metrics.setdefault(number, {}).setdefault(key, []).append((step, value))
+    return Left(trials, runs, metrics)
+
+
+def check_agreement(left: Left, trials: int) -> None:
+    """One Optuna trial, one run, one end in both, for each trial of the budget; no metric step twice."""
+    assert sorted(left.trials) == list(range(trials))
+    statuses = {"complete": "FINISHED", "pruned": "FINISHED", "failed": "FAILED"}
+    for number, trial in left.trials.items():
+        assert len(left.runs[number]) == 1, f"trial {number} has runs {left.runs[number]}"
+        (run,) = left.runs[number]
+        assert run["id"] == trial["run_id"]
+        assert (run["status"], run["state"]) == (statuses[trial["state"]], trial["state"]), number
+        for key, points in left.metrics[number].items():
+            steps = [step for step, _ in points]
+            assert len(steps) == len(set(steps)), f"trial {number}: {key} has a step twice: {points}"
+
+
+def check_same(left: Left, uninterrupted: Left) -> None:
+    """The same trials with the same values and metric histories, bit for bit."""
+    for number, trial in uninterrupted.trials.items():
+        assert {**left.trials[number], "run_id": ""} == {**trial, "run_id": ""}
+        assert left.metrics[number] == uninterrupted.metrics[number], f"trial {number}"
+
+
+@contextmanager
+def ended(command: Command) -> Iterator[None]:
+    yield
+    command.wait()
+
+
+# -- the nursery ----------------------------------------------------------------------------------------------------
+
+
+def _child(order: dict[str, Any]) -> None:
+    """Become the command; never returns."""
+    from lorasweep import cli, failpoints
+
+    os.setsid()
+    os.chdir(order["cwd"])
+    log = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.environ.update(order["env"])
+    failpoints.arm(os.environ.get(failpoints.VARIABLE))
+    code = 70
+    try:
+        code = cli.main(order["words"])
+    except SystemExit as leaving:
+        code = int(leaving.code or 0)
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _nursery() -> None:
+    for name in LIBRARIES:
+        importlib.import_module(name)
+    buffer, children = b"", set()
+    while True:
+        if select.select([0], [], [], 0.01)[0]:
+            read = os.read(0, 65536)
+            if not read:
+                return
+            buffer += read
+        while b"\n" in buffer:
+            line, _, buffer = buffer.partition(b"\n")
+            sys.stdout.flush()
+            pid = os.fork()
+            if pid == 0:
+                _child(json.loads(line))
+            children.add(pid)
+            print(json.dumps({"pid": pid}), flush=True)
+        while children:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if pid == 0:
+                break
+            children.discard(pid)
+            print(json.dumps({"pid": pid, "code": os.waitstatus_to_exitcode(status)}), flush=True)
+
+
+if __name__ == "__main__":
+    _nursery()
