@@ -43,10 +43,7 @@ class Engine(Protocol):
     def optimizer(self, index: int) -> torch.optim.Optimizer: ...
     def gradients(self, index: int) -> list[torch.Tensor]: ...
     def zero_gradients(self, index: int) -> None: ...
-    def counts(self, index: int) -> ParameterCounts:
-        """Adapter: LoRA matrices and trained biases. Total: the base (with one head) and the adapter."""
-        return _counts(self.base, self._trial(index))
-
+    def counts(self, index: int) -> ParameterCounts: ...
     def save(self, index: int) -> dict[str, torch.Tensor]: ...
     def load(self, index: int, values: dict[str, torch.Tensor]) -> None: ...
     def state(self, index: int, gradients: bool) -> dict[str, torch.Tensor]: ...
@@ -311,13 +308,7 @@ class PackedLora:
 
     def counts(self, index: int) -> ParameterCounts:
         """Adapter: LoRA matrices and trained biases. Total: the base (with one head) and the adapter."""
-        trial, base = self._trial(index), self.base
-        lora = sum(inputs + outputs for _, inputs, outputs in trial.layout.loras) * trial.rank
-        adapter = lora + sum(size for _, size in trial.biases)
-        head = sum(
-            parameter.numel() for name in base.head_layers for parameter in base.model.get_submodule(name).parameters()
-        )
-        return ParameterCounts(adapter, head, adapter + head, base.total_params + lora)
+        return _counts(self.base, self._trial(index))
 
     def save(self, index: int) -> dict[str, torch.Tensor]:
         """The slot's values in its own layout."""
