@@ -108,7 +108,7 @@ class Pack:
 
     def samples(self, number: int) -> int:
         """Training rows that the trial's finished steps have seen."""
-        return self._slot(number).samples
+        return self.roster.samples(number)
 
     def counts(self, number: int) -> ParameterCounts:
         """Parameter counts of the trial."""

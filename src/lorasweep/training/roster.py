@@ -17,7 +17,7 @@ from lorasweep.models.counts import ParameterCounts
 from lorasweep.models.full import FullModel
 from lorasweep.models.packed_lora import Engine, PackedLora, counts_of
 from lorasweep.training.memory import free_memory, is_out_of_memory
-from lorasweep.training.schedule import total_steps
+from lorasweep.training.schedule import samples_per_step, total_steps
 from lorasweep.training.slot import Slot
 
 if TYPE_CHECKING:
@@ -94,6 +94,13 @@ class Roster:
         """Optimizer steps that the trial trains for, unless it stops early."""
         waiting = self.waiting(number)
         return self.slot(number).max_steps if waiting is None else total_steps(waiting.config.train, self.rows)
+
+    def samples(self, number: int) -> int:
+        """Training rows that the trial's finished steps have seen."""
+        waiting = self.waiting(number)
+        if waiting is None:
+            return self.slot(number).samples
+        return 0 if waiting.state is None else int(waiting.state[1]["step"]) * samples_per_step(waiting.config.train)
 
     def counts(self, number: int) -> ParameterCounts:
         """Parameter counts of the trial."""

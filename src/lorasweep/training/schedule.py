@@ -11,7 +11,12 @@ def total_steps(train: TrainConfig, rows: int) -> int:
     """Optimizer steps of a trial over `rows` training rows: max_steps, else epochs rounded up to whole steps."""
     if train.max_steps > 0:
         return train.max_steps
-    return max(1, math.ceil(train.epochs * rows / (train.batch_size * train.accumulation)))
+    return max(1, math.ceil(train.epochs * rows / samples_per_step(train)))
+
+
+def samples_per_step(train: TrainConfig) -> int:
+    """Training rows that one optimizer step sees."""
+    return train.batch_size * train.accumulation
 
 
 def warmup_steps(optimizer: OptimizerConfig, steps: int) -> int:

@@ -14,7 +14,7 @@ import torch
 
 from lorasweep.config.schema import Config
 from lorasweep.models.packed_lora import slot_generator
-from lorasweep.training.schedule import learning_rate, total_steps
+from lorasweep.training.schedule import learning_rate, samples_per_step, total_steps
 
 
 class DataOrder:
@@ -93,16 +93,12 @@ class Slot:
     @property
     def samples(self) -> int:
         """Training rows that finished steps have seen."""
-        return self.step * self._samples_per_step
-
-    @property
-    def _samples_per_step(self) -> int:
-        return self.config.train.batch_size * self.config.train.accumulation
+        return self.step * samples_per_step(self.config.train)
 
     @property
     def rung(self) -> int | None:
         """The rung that the step just done has reached, the highest where it passed several; None for none."""
-        before = self.samples - self._samples_per_step
+        before = self.samples - samples_per_step(self.config.train)
         return max((rung for rung in self.rungs if before < rung <= self.samples), default=None)
 
     @property

@@ -17,9 +17,9 @@ from lorasweep.training.pack import Pack
 def shape_of(pack: Pack) -> dict[str, Any]:
     """The pack's shape as JSON types."""
     shape: dict[str, Any] = {
-        "slots": pack.free + len(pack.active),
-        "tokens_per_forward": pack.tokens_per_forward,
-        "split_rows": pack.split_rows,
+        "slots": len(pack.roster.slots),
+        "room": pack.roster.room,
+        "limits": pack.limits.fields(),
     }
     if isinstance(pack.engine, PackedLora):
         layout = pack.engine.arena.layout
@@ -31,7 +31,8 @@ def shape_of(pack: Pack) -> dict[str, Any]:
 def reshape(pack: Pack, shape: dict[str, Any]) -> None:
     """Give an empty pack the shape that `shape_of` told."""
     assert not pack.active, "a pack is shaped while it is empty"
-    pack.tokens_per_forward, pack.split_rows = shape["tokens_per_forward"], shape["split_rows"]
+    pack.limits.load_fields(shape["limits"])
+    pack.roster.room = min(shape["room"], len(pack.roster.slots))
     if isinstance(pack.engine, PackedLora):
         parts = [tuple(tuple(piece) for piece in pieces) for pieces in shape["layout"]]
         pack.engine.arena.lay(RowLayout(*parts), shape["rank"])
