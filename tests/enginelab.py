@@ -14,6 +14,7 @@ from lorasweep.config.schema import Config, ObjectiveConfig, TaskConfig
 from lorasweep.data.encode import Encoded
 from lorasweep.models.base import LoadedBase, load_base
 from lorasweep.models.builtin import resolve
+from lorasweep.models.prefix_cache import PrefixBudget
 from lorasweep.tasks import Classify
 from lorasweep.training.pack import Failed, Finished, Pack, Stepped
 
@@ -119,11 +120,17 @@ def base_of(trial: Config, names: list[str] = NAMES) -> LoadedBase:
     return load_base(trial, "classification", names)
 
 
-def pack_of(base: LoadedBase, slots: int, train: Encoded, validation: Encoded | None = None, **objective: str) -> Pack:
+def pack_of(
+    base: LoadedBase,
+    slots: int,
+    train: Encoded,
+    validation: Encoded | None = None,
+    prefixes: PrefixBudget | None = None,
+    **objective: str,
+) -> Pack:
     task = Classify(TaskConfig(), NAMES)
-    return Pack(
-        base, task, train, rows(12, seed=9) if validation is None else validation, ObjectiveConfig(**objective), slots
-    )
+    validation = rows(12, seed=9) if validation is None else validation
+    return Pack(base, task, train, validation, ObjectiveConfig(**objective), slots, prefixes)
 
 
 def run(pack: Pack, until: int | None = None) -> dict[int, list[Stepped]]:

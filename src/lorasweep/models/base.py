@@ -87,7 +87,8 @@ class LoadedBase:
 
     linear_modules: name -> (inputs, outputs) of the layers that LoRA can adapt; norm_modules: other layers with a bias;
     head_modules: modules trained whole for each slot, head_layers their linear leaves; fresh_modules: head layers that
-    the checkpoint lacked; packable: whether several slots can share a forward.
+    the checkpoint lacked; packable: whether several slots can share a forward; blocks: how many of the backbone's
+    blocks a forward can enter past (`prefix`), 0 where none; dropouts: name -> rate of those that a slot draws.
     """
 
     key: BaseKey
@@ -106,6 +107,8 @@ class LoadedBase:
     left_pad: bool = False
     linear_modules: dict[str, tuple[int, int]] = field(default_factory=dict)
     norm_modules: dict[str, int] = field(default_factory=dict)
+    blocks: int = 0
+    dropouts: dict[str, float] = field(default_factory=dict)
 
     @property
     def dtype(self) -> torch.dtype:

@@ -1,6 +1,7 @@
 """The forward that is running: whose rows, which values, which random streams. Layers read it; nothing global does.
 
-Neighbours: `packed_lora` and `full` (which make one for a batch), `base` (which runs it), `layers` (which read it).
+Neighbours: `packed_lora` and `full` (which make one for a batch), `base` (which runs it), `layers` and `prefix` (which
+read it).
 """
 
 from __future__ import annotations
@@ -102,11 +103,21 @@ class Current:
 
 
 @dataclass
+class Entry:
+    """Where a forward enters the base: past its first `depth` blocks, with the hidden states that they would give,
+    (1, tokens, hidden), or (1, rows, hidden) past a classifier's last block. None: record them and stop there."""
+
+    depth: int
+    states: torch.Tensor | None = None
+
+
+@dataclass
 class Forward:
     """One forward over a batch: whose rows, which values, which random streams.
 
-    pad_ranges: multiply unequal ranges in one padded block. keys: one 32-bit dropout key a segment, None in
-    evaluation. adapter_rates, base_rates: dropout rates a segment; a base rate of None is the checkpoint's own.
+    pad_ranges: multiply unequal ranges in one padded block. entry: None enters at the embeddings. keys: one 32-bit
+    dropout key a segment, None in evaluation. adapter_rates, base_rates: dropout rates a segment; a base rate of None
+    is the checkpoint's own.
     """
 
     batch: Batch
@@ -117,6 +128,7 @@ class Forward:
     adapter_rates: list[float] = field(default_factory=list)
     base_rates: list[float | None] = field(default_factory=list)
     pad_ranges: bool = False
+    entry: Entry | None = None
     _ranges: dict[Any, PaddedRanges] = field(default_factory=dict)
     _places: dict[Any, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
     _rates: dict[Any, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)

@@ -63,6 +63,14 @@ class FullModel:
         dtype = self.base.dtype
         return Forward(batch, {}, dtype, self._anchor, keys, [0.0], [config.train.base_dropout])
 
+    def depth(self, index: int, training: bool) -> int:
+        """No block is frozen."""
+        return 0
+
+    def apart(self, held: int, joining: int, tokens: int, training: bool) -> bool:
+        """There is one slot alone."""
+        return False
+
     def optimizer(self, index: int) -> torch.optim.Optimizer:
         """AdamW over all weights."""
         assert self._optimizer is not None, "no trial is admitted"

@@ -1,6 +1,6 @@
 """Puts the stand-ins of `layers` into a freshly loaded base, once, where a probe forward finds its rows.
 
-Neighbours: `base` (which loads), `families` (the probe, the way of running), `layers` (the stand-ins).
+Neighbours: `base` (which loads), `families` (the probe, the way of running), `layers` and `prefix` (the stand-ins).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from lorasweep.errors import ConfigError, ModelError
-from lorasweep.models import attention, families
+from lorasweep.models import attention, families, prefix
 from lorasweep.models.forward import Forward
 from lorasweep.models.layers import BiasedNorm, HeadLinear, LoraLinear, SlotDropout
 from lorasweep.models.stream import RowStore, Segment
@@ -86,7 +86,11 @@ def install(base: LoadedBase) -> None:
             _replace_forward(layer, BiasedNorm(layer, name, kind, current))
     for index, (name, layer) in enumerate(dropouts.items()):
         _replace_forward(layer, SlotDropout(layer, index, kinds.get(name, "loose"), current))
+    told_apart = (name for name in dropouts if kinds.get(name, "loose") != "loose")
+    base.dropouts = {name: dropouts[name].p for name in told_apart}  # type: ignore[misc]
     _store_in(base)
+    if base.stream and not base.key.full:
+        prefix.install_blocks(base)
     if base.key.checkpointing:
         if not model.supports_gradient_checkpointing:
             raise ConfigError(f"train.activation_checkpointing=true and {type(model).__name__} does not support it")

@@ -21,6 +21,13 @@ def pooled(batch: Any, model_type: str) -> torch.Tensor:
     return batch.first if model_type in POOLS_FIRST else batch.last
 
 
+def block_path(model: Any) -> str:
+    """Name of the list of blocks of a stream family's model."""
+    kind = model.config.model_type
+    inner = {"distilbert": "transformer.layer", "gpt2": "h"}
+    return f"{model.base_model_prefix}.{inner.get(kind, 'encoder.layer' if kind in POOLS_FIRST else 'layers')}"
+
+
 class _Gather:
     """Forward pre-hook: (1, tokens, hidden) arguments -> (1, rows, hidden)."""
 
@@ -71,13 +78,11 @@ class LastBlock:
 
 def install_last_layer(model: Any, current: Any) -> None:
     """Make the last block of a classifier of a stream family work on pooled tokens."""
-    kind, backbone = model.config.model_type, model.base_model
+    kind, block = model.config.model_type, model.get_submodule(block_path(model))[-1]
     gather = _Gather(kind, current)
     if kind in ("bert", "roberta", "xlm-roberta"):
-        backbone.encoder.layer[-1].attention.output.register_forward_pre_hook(gather)
+        block.attention.output.register_forward_pre_hook(gather)
         return
-    blocks = {"distilbert": lambda: backbone.transformer.layer, "gpt2": lambda: backbone.h}
-    block = blocks.get(kind, lambda: backbone.layers)()[-1]
     projection = {"distilbert": lambda: block.attention.out_lin, "gpt2": lambda: block.attn.c_proj}
     projection.get(kind, lambda: block.self_attn.o_proj)().register_forward_pre_hook(gather)
     block.__dict__["forward"] = LastBlock(block, kind, current)

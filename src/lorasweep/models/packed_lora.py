@@ -21,6 +21,8 @@ from lorasweep.errors import ConfigError, ModelError, nearest
 from lorasweep.models.arena import Arena, RowLayout, new_adamw
 from lorasweep.models.counts import ParameterCounts
 from lorasweep.models.forward import Forward, HeadPart, Job, LoraPart
+from lorasweep.models.prefix import draws_below, first_block, worth_apart
+from lorasweep.models.prefix_cache import PrefixCache
 from lorasweep.models.stream import Batch
 
 if TYPE_CHECKING:
@@ -40,6 +42,8 @@ class Engine(Protocol):
     def admit(self, index: int, config: Config) -> None: ...
     def release(self, index: int) -> None: ...
     def forward(self, batch: Batch, keys: list[int] | None) -> Forward: ...
+    def depth(self, index: int, training: bool) -> int: ...
+    def apart(self, held: int, joining: int, tokens: int, training: bool) -> bool: ...
     def optimizer(self, index: int) -> torch.optim.Optimizer: ...
     def gradients(self, index: int) -> list[torch.Tensor]: ...
     def zero_gradients(self, index: int) -> None: ...
@@ -136,6 +140,9 @@ class _Trial:
             loras=tuple((name, *base.linear_modules[name]) for name in self.targets),
         )
         self.rank = config.adapter.r if self.targets else 0
+        trained = (*self.targets, *(name for name, _ in self.biases), *base.head_layers)
+        self.depth = first_block(base, trained) if base.blocks else 0
+        self.random_prefix = draws_below(base, self.depth, config.train.base_dropout) if base.blocks else False
 
 
 def counts_of(base: LoadedBase, config: Config) -> ParameterCounts:
@@ -155,8 +162,10 @@ def _counts(base: LoadedBase, trial: _Trial) -> ParameterCounts:
 class PackedLora:
     """K slots of LoRA adapters and heads over one base. Implements `Engine`."""
 
-    def __init__(self, base: LoadedBase, slots: int):
+    def __init__(self, base: LoadedBase, slots: int, prefixes: PrefixCache | None = None):
+        """`prefixes`: the states past frozen lower blocks; None: they are computed in every forward."""
         self.base, self.arena = base, Arena(slots, base.device)
+        self.prefixes = prefixes
         self._trials: list[_Trial | None] = [None] * slots
         self._anchor = torch.zeros(0, device=base.device, requires_grad=True)
         self._jobs: dict[tuple[int, ...], dict[str, Job]] = {}
@@ -217,6 +226,7 @@ class PackedLora:
         """The forward of a batch; keys: one dropout key a segment, None in evaluation."""
         slots = tuple(segment.slot for segment in batch.segments)
         trials = [self._trial(slot) for slot in slots]
+        depth = min(self.depth(slot, keys is not None) for slot in slots)
         return Forward(
             batch,
             self._jobs_of(slots),
@@ -226,7 +236,21 @@ class PackedLora:
             [trial.adapter.dropout for trial in trials],
             [trial.config.train.base_dropout for trial in trials],
             self.pad_ranges,
+            self.prefixes.entry(batch, depth) if self.prefixes is not None and depth else None,
         )
+
+    def depth(self, index: int, training: bool) -> int:
+        """Blocks of the base that a slot's forwards skip where its neighbours' do: those below all that it trains. 0
+        without a cache, and in training where dropout makes those blocks random."""
+        trial = self._trial(index)
+        return 0 if self.prefixes is None or (training and trial.random_prefix) else trial.depth
+
+    def apart(self, held: int, joining: int, tokens: int, training: bool) -> bool:
+        """Whether slots that skip as many blocks as `held`, with so many tokens, should have a forward without
+        `joining`, for which that forward would have to skip fewer."""
+        depth = self.depth(held, training)
+        lost = depth - self.depth(joining, training)
+        return lost > 0 and worth_apart(self.base, depth, tokens, lost)
 
     def _jobs_of(self, slots: tuple[int, ...]) -> dict[str, Job]:
         if self._jobs_version != self.arena.version:

@@ -137,7 +137,8 @@ class Batch:
         real = torch.repeat_interleave(starts, lengths)
         place = torch.arange(len(real)) - torch.repeat_interleave(torch.cumsum(lengths, 0) - lengths, lengths)
         source, positions = torch.zeros(total, dtype=torch.int64), torch.zeros(total, dtype=torch.int64)
-        at = real + place if gaps else slice(None)
+        self.token_at = real + place  # (tokens of the rows,) their places in the stream
+        at = self.token_at if gaps else slice(None)
         source[at] = torch.repeat_interleave(store.offsets[self.rows], lengths) + place
         positions[at] = place
         moved = source.to(store.device)
@@ -160,7 +161,7 @@ class Batch:
         moved, mask = source.to(store.device), real.to(store.device)
         self.ids = store.ids[moved].where(mask, pad_token_id)
         self.type_ids = None if store.type_ids is None else store.type_ids[moved].where(mask, 0)
-        self.positions, self.attention_mask = None, mask.long()
+        self.positions, self.attention_mask, self.gaps = None, mask.long(), []
         self.token_bounds = [(start * longest, end * longest) for start, end in self.row_bounds]
         self.token_count = len(lengths) * longest
         self.equal_tokens = self.equal_rows

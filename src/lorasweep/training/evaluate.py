@@ -23,9 +23,19 @@ def evaluate(
     engine: Engine, task: Task, store: RowStore, slots: list[Slot], tokens_per_forward: int
 ) -> list[tuple[dict[str, float], np.ndarray]]:
     """Metrics and predictions (rows, classes) of each slot, in the slots' order."""
-    if not engine.base.packable:
-        return [part for slot in slots for part in _evaluate_together(engine, task, store, [slot], tokens_per_forward)]
-    return _evaluate_together(engine, task, store, slots, tokens_per_forward)
+    together: list[list[Slot]] = []
+    tokens = min(tokens_per_forward, int(store.offsets[-1]))
+    for slot in sorted(slots, key=lambda slot: -engine.depth(slot.index, False)):
+        last = together[-1][-1].index if together else -1
+        if not together or not engine.base.packable or engine.apart(last, slot.index, tokens, False):
+            together.append([])
+        together[-1].append(slot)
+    found = {
+        slot.index: part
+        for group in together
+        for slot, part in zip(group, _evaluate_together(engine, task, store, group, tokens_per_forward), strict=True)
+    }
+    return [found[slot.index] for slot in slots]
 
 
 def _evaluate_together(

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from lorasweep.models.stream import RowStore, Segment
 from lorasweep.training.slot import Slot
+
+if TYPE_CHECKING:
+    from lorasweep.models.packed_lora import Engine
 
 
 @dataclass
@@ -39,13 +42,15 @@ class Limits:
         self.tokens, self.split_rows = fields["tokens"], fields["split_rows"]
 
 
-def cut_forwards(slots: list[Slot], store: RowStore, limits: Limits) -> Iterator[list[Segment]]:
-    """Draw one micro-batch for every slot, and cut them into forwards of at most `limits.tokens` where possible."""
+def cut_forwards(slots: list[Slot], store: RowStore, limits: Limits, engine: Engine) -> Iterator[list[Segment]]:
+    """Draw one micro-batch for every slot, and cut them into forwards of at most `limits.tokens` where possible. Slots
+    that skip like numbers of frozen blocks share one."""
     forward: list[Segment] = []
     held = 0
-    for slot in slots:
+    for slot in sorted(slots, key=lambda slot: -engine.depth(slot.index, True)):
         rows = slot.order.draw(slot.config.train.batch_size)
         apart = not limits.together or slot.index in limits.alone or (forward and forward[-1].slot in limits.alone)
+        apart = apart or (forward and engine.apart(forward[-1].slot, slot.index, held, True))
         for segment, tokens in _cut(slot.index, rows, store, limits):
             if forward and (held + tokens > limits.tokens or apart):
                 yield forward

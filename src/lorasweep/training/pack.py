@@ -33,6 +33,7 @@ from lorasweep.training.stepping import Diverged, gradient_norms, optimizer_step
 if TYPE_CHECKING:
     from lorasweep.data.encode import Encoded
     from lorasweep.models.base import LoadedBase
+    from lorasweep.models.prefix_cache import PrefixBudget
     from lorasweep.tasks import Task
 
 __all__ = ["Evaluated", "Event", "Failed", "Finished", "Pack", "Stepped"]
@@ -56,6 +57,7 @@ class Pack:
         validation: Encoded,
         objective: ObjectiveConfig,
         slots: int,
+        prefixes: PrefixBudget | None = None,
     ):
         self.base, self.task, self.objective = base, task, objective
         pad = base.model.config.pad_token_id
@@ -67,7 +69,7 @@ class Pack:
             raise ConfigError(
                 f"a row has {longest} tokens and {base.path} takes at most {limit}; set data.max_length={limit}"
             )
-        self.roster = Roster(base, slots, len(self.train))
+        self.roster = Roster(base, slots, len(self.train), prefixes)
         self.limits = Limits(TOKENS_PER_FORWARD[base.device.type], together=base.packable)
 
     # -- who is in it ---------------------------------------------------------------------------------------------
@@ -121,7 +123,7 @@ class Pack:
         roster, limits, engine = self.roster, self.limits, self.engine
         events: list[Event] = [Failed(number, e.cause, e.message) for number, e in roster.seat_waiting()]
         slots, again = roster.training, set[int]()  # again: slots that went back to their step's start
-        for planned in list(cut_forwards(slots, self.train, limits)):
+        for planned in list(cut_forwards(slots, self.train, limits, engine)):
             segments = [segment for segment in planned if segment.slot not in again]
             if not segments:
                 continue

@@ -16,6 +16,7 @@ from lorasweep.errors import TrialFailed, UsageError
 from lorasweep.models.counts import ParameterCounts
 from lorasweep.models.full import FullModel
 from lorasweep.models.packed_lora import Engine, PackedLora, counts_of
+from lorasweep.models.prefix_cache import PrefixBudget, PrefixCache
 from lorasweep.training.memory import free_memory, is_out_of_memory
 from lorasweep.training.schedule import samples_per_step, total_steps
 from lorasweep.training.slot import Slot
@@ -37,19 +38,21 @@ class Parked:
 
 
 class Roster:
-    """The slots of a pack and the trials that wait beside them. `rows` counts training rows."""
+    """The slots of a pack and the trials that wait beside them. `rows` counts training rows; `prefixes`: what cached
+    states of frozen lower blocks may take, None: nothing is cached."""
 
-    def __init__(self, base: LoadedBase, slots: int, rows: int):
+    def __init__(self, base: LoadedBase, slots: int, rows: int, prefixes: PrefixBudget | None = None):
         if base.key.full and slots != 1:
             raise UsageError(f"adapter=full trains one trial at a time and {slots} slots were asked for; use 1")
         self.base, self.rows = base, rows
+        self.prefixes = PrefixCache(base, prefixes) if prefixes is not None and prefixes.memory_bytes else None
         self.engine: Engine = self._new_engine(slots)
         self.slots: list[Slot | None] = [None] * slots
         self.parked: list[Parked] = []
         self.room = slots  # trials that train at once; fewer after out of memory
 
     def _new_engine(self, slots: int) -> Engine:
-        return FullModel(self.base) if self.base.key.full else PackedLora(self.base, slots)
+        return FullModel(self.base) if self.base.key.full else PackedLora(self.base, slots, self.prefixes)
 
     # -- reading --------------------------------------------------------------------------------------------------
 
