@@ -8,7 +8,7 @@ PIP = $(VENV)/bin/python -m pip install --disable-pip-version-check --quiet -c c
 INPUTS = pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup sweep resume plan leaderboard report promote ui doctor test test-fast lint bench bases clean
+.PHONY: help setup sweep resume plan leaderboard report promote ui doctor test test-fast torture lint bench bases clean
 
 help:  ## this list
 	@echo "make TARGET [SWEEP=name] [ARGS=\"overrides\"]      (SWEEP is a file in sweeps/; default: quickstart)"
@@ -41,10 +41,13 @@ doctor: $(VENV)/.runtime  ## versions, devices, storage; what would not work and
 	@$(LORASWEEP) doctor $(ARGS)
 
 test: $(VENV)/.dev  ## every test that needs no GPU
-	@$(VENV)/bin/python -m pytest -n 2 -m "not gpu" $(ARGS)
+	@$(VENV)/bin/python -m pytest -n 2 -m "not gpu and not torture" $(ARGS)
 
 test-fast: $(VENV)/.dev  ## the tests that take seconds
-	@$(VENV)/bin/python -m pytest -n 2 -m "not gpu and not slow" $(ARGS)
+	@$(VENV)/bin/python -m pytest -n 2 -m "not gpu and not slow and not torture" $(ARGS)
+
+torture: $(VENV)/.dev  ## kill sweeps at every failpoint and at random moments, and compare with ones never stopped
+	@$(VENV)/bin/python -m pytest -m torture tests/test_torture.py $(ARGS)
 
 lint: $(VENV)/.dev  ## ruff and mypy
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy

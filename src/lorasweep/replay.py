@@ -91,8 +91,13 @@ def snapshot(
     """All that the next process needs, as JSON types and tensors. `queue`: trials that wait for a slot."""
     from lorasweep.training.snapshot import shape_of
 
-    saved = {number: SavedTrial(*pack.state(number)) for _, pack in workbench.packs for number in pack.active}
-    waiting = []
+    saved, waiting = {}, []
+    for _, pack in workbench.packs:
+        for number in pack.active:
+            if pack.roster.has_begun(number):
+                saved[number] = SavedTrial(*pack.state(number))
+            else:
+                waiting.append(number)
     for candidate in queue:
         if candidate.saved is not None:
             saved[candidate.asked.number] = candidate.saved

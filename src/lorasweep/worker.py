@@ -171,8 +171,9 @@ class Worker:
             return
         trial = RunningTrial(asked, config, pack, "", candidate.ended)
         if candidate.saved is not None:
-            trial.last_step, trial.samples = candidate.saved.fields["step"], pack.samples(asked.number)
-            trial.admitted_at -= candidate.saved.fields["seconds"]
+            done = candidate.saved.fields
+            trial.last_step, trial.admitted_at = done["step"], trial.admitted_at - done["seconds"]
+            trial.samples = pack.samples(asked.number)
         self.running[asked.number] = trial
         if candidate.ended is None:
             self._start_run(trial)

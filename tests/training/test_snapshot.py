@@ -25,7 +25,7 @@ def with_history(pack: Pack, path: str) -> list[int]:
     pack.evict(91)
     for number in (1, 2, 3):
         pack.admit(number, trials[number])
-    pack.tokens_per_forward, pack.split_rows = 64, True  # as after out of memory
+    pack.limits.tokens, pack.limits.split_rows = 64, True  # as after out of memory
     run(pack, 5)
     return [0, 1, 2, 3]
 

@@ -93,6 +93,11 @@ class Roster:
         """A trial that waits for memory, None where it does not."""
         return next((waiting for waiting in self.parked if waiting.number == number), None)
 
+    def has_begun(self, number: int) -> bool:
+        """False for a trial that has waited for memory since it came."""
+        waiting = self.waiting(number)
+        return waiting is None or waiting.state is not None
+
     def max_steps(self, number: int) -> int:
         """Optimizer steps that the trial trains for, unless it stops early."""
         waiting = self.waiting(number)

@@ -1,0 +1,163 @@
+"""Sweeps that are killed with SIGKILL again and again, against the same sweep that was never stopped.
+
+The short version runs with the other tests; `make torture` runs the long one. A failure names its kills and its seed.
+"""
+
+from __future__ import annotations
+
+import random
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from lorasweep.failpoints import NAMES, VARIABLE
+from torturekit import MINI, Left, Nursery, check_agreement, check_same, home_with, left_by
+
+TRIALS = 7
+ALONE = MINI.replace("slots: 3", "slots: 1")
+# two bases in turn, so that packs come and go, with trials that wait for a free slot of theirs
+TWO_BASES = MINI.replace("  space:\n", "  space:\n    model: choice(tiny_encoder, tiny_gpt2)\n")
+
+
+@dataclass
+class Whole:
+    """A sweep that was never stopped, and the seconds that it took: in all, and until it trained."""
+
+    left: Left
+    seconds: float
+    seconds_to_training: float
+
+
+@pytest.fixture(scope="module")
+def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
+    with Nursery(tmp_path_factory.mktemp("nursery")) as made:
+        yield made
+
+
+def trains(home: Path) -> bool:
+    return any(home.glob("mlruns/lorasweep/sweeps/*/spool/*.jsonl"))
+
+
+def run_whole(nursery: Nursery, folder: Path, sweep: str) -> Whole:
+    home = home_with(folder, sweep)
+    started = time.monotonic()
+    command = nursery.start(home, "sweep", "mini")
+    while command.poll() is None and not trains(home):
+        time.sleep(0.02)
+    to_training = time.monotonic() - started
+    assert command.wait() == 0, command.output
+    left = left_by(home)
+    check_agreement(left, TRIALS)
+    return Whole(left, time.monotonic() - started, to_training)
+
+
+@pytest.fixture(scope="module")
+def whole(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    return run_whole(nursery, tmp_path_factory.mktemp("whole") / "home", MINI)
+
+
+def finish(nursery: Nursery, home: Path, whole: Whole, killed: list[str]) -> None:
+    """Let it end, and compare."""
+    print("killed:", ", ".join(killed))  # shown where the test fails
+    nursery.run(home, "sweep", "mini")
+    left = left_by(home)
+    check_agreement(left, TRIALS)
+    check_same(left, whole.left)
+    assert not list(home.glob("mlruns/lorasweep/sweeps/mini/checkpoints/*/*")), "the checkpoints of an ended sweep stay"
+    assert not list(home.rglob("*.part"))
+
+
+def kill_at(nursery: Nursery, home: Path, failpoint: str, killed: list[str]) -> None:
+    code = nursery.start(home, "sweep", "mini", **{VARIABLE: failpoint}).wait()
+    assert code in (0, -signal.SIGKILL), f"{failpoint}: {code}"
+    killed.append(failpoint if code else f"{failpoint} (not reached)")
+
+
+def kill_after(nursery: Nursery, home: Path, seconds: float, killed: list[str]) -> None:
+    command = nursery.start(home, "sweep", "mini")
+    time.sleep(seconds)
+    command.send(signal.SIGKILL)
+    code = command.wait()
+    assert code in (0, -signal.SIGKILL), command.output
+    killed.append(f"{seconds:.2f} s" if code else f"{seconds:.2f} s (had ended)")
+
+
+def test_a_sweep_killed_at_the_worst_places_ends_like_one_that_was_not(
+    nursery: Nursery, whole: Whole, tmp_path: Path
+) -> None:
+    home, killed = home_with(tmp_path / "home"), []
+    for failpoint in ("run-created:2", "asked:4", "checkpoint-half:3", "run-ended:1", "told:1"):
+        kill_at(nursery, home, failpoint, killed)
+    assert not any("reached" in kill for kill in killed), killed
+    finish(nursery, home, whole, killed)
+
+
+@pytest.mark.slow
+def test_a_damaged_checkpoint_is_passed_over_and_the_end_is_the_same(
+    nursery: Nursery, whole: Whole, tmp_path: Path
+) -> None:
+    home = home_with(tmp_path / "home")
+    killed: list[str] = []
+    kill_at(nursery, home, "told:2", killed)
+    kill_at(nursery, home, "checkpoint-whole:3", killed)
+    newest = max(home.glob("mlruns/lorasweep/sweeps/mini/checkpoints/0/*.safetensors"))
+    newest.write_bytes(newest.read_bytes()[:-100])
+    command = nursery.start(home, "resume", "mini")
+    assert command.wait() == 0
+    assert f"checkpoint {newest} is damaged" in command.output
+    assert "the one before it is taken" in command.output
+    left = left_by(home)
+    check_agreement(left, TRIALS)
+    check_same(left, whole.left)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
+def test_ctrl_c_and_sigterm_save_everything_and_leave_with_130(
+    nursery: Nursery, whole: Whole, tmp_path: Path, number: signal.Signals
+) -> None:
+    home = home_with(tmp_path / "home")
+    random_moments = random.Random(int(number))
+    killed = []
+    for _ in range(3):
+        command = nursery.start(home, "sweep", "mini")
+        while command.poll() is None and not trains(home):
+            time.sleep(0.02)
+        time.sleep(whole.seconds_to_training * 0.5 + random_moments.random())
+        command.send(number)
+        if command.wait() == 0:
+            break
+        killed.append(command.output)
+        assert command.poll() == 130, command.output
+        assert "Traceback" not in command.output
+        if "interrupted and saved" in command.output:
+            assert "`lorasweep resume mini`" in command.output
+    assert killed
+    finish(nursery, home, whole, [])
+
+
+@pytest.mark.torture
+@pytest.mark.parametrize("failpoint", NAMES)
+def test_torture_at_every_failpoint(nursery: Nursery, whole: Whole, tmp_path: Path, failpoint: str) -> None:
+    home, killed = home_with(tmp_path / "home"), []
+    for times in (1, 2, 3, 1, 4):
+        kill_at(nursery, home, f"{failpoint}:{times}", killed)
+    finish(nursery, home, whole, killed)
+
+
+@pytest.mark.torture
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("sweep", [MINI, ALONE, TWO_BASES], ids=["packed", "alone", "two bases"])
+def test_torture_at_random_moments(nursery: Nursery, tmp_path: Path, sweep: str, seed: int) -> None:
+    whole = run_whole(nursery, tmp_path / "whole", sweep)
+    home, killed = home_with(tmp_path / "home", sweep), []
+    moments = random.Random(seed)
+    training = whole.seconds - whole.seconds_to_training
+    for _ in range(20):
+        seconds = whole.seconds_to_training * moments.uniform(0.3, 1.2) + moments.random() * training / 12
+        kill_after(nursery, home, seconds, killed)
+    finish(nursery, home, whole, killed)
