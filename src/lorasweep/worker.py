@@ -26,6 +26,7 @@ from lorasweep.errors import ConfigError, DiskFull, LorasweepError, ObjectiveErr
 from lorasweep.progress import Progress
 from lorasweep.records import TrialRecord, TrialState
 from lorasweep.replay import Candidate, RunningTrial
+from lorasweep.search.requests import PAUSE
 
 if TYPE_CHECKING:
     from lorasweep.search.study import Asked, SweepStudy
@@ -33,8 +34,11 @@ if TYPE_CHECKING:
     from lorasweep.workbench import Workbench
 
 
+LOOK_SECONDS = 0.5  # between two looks at what people ask for; a look costs a read of the study's attributes
+
+
 class Interrupted(LorasweepError):
-    """Ctrl-C or SIGTERM: everything is on disk and the sweep can be resumed."""
+    """Ctrl-C, SIGTERM or `lorasweep pause`: everything is on disk and the sweep can be resumed."""
 
     exit_code = 130
 
@@ -57,12 +61,13 @@ class Worker:
         self.study, self.tracker, self.workbench, self.progress = study, tracker, workbench, progress
         self.compose, self.checkpoints, self.only = composer, checkpoints, only
         self.stop = threading.Event()
+        self.paused = False  # `stop` was set by `lorasweep pause`
         self.running: dict[int, RunningTrial] = {}
         self.waiting: deque[tuple[Candidate, Config]] = deque()  # asked, but their pack had no free slot
         self.returning: deque[Candidate] = deque()  # what an earlier process left
         self.last_asked = -1  # the highest trial number that this sequence of processes took up
         self._changed = False  # trials came or went since the last checkpoint
-        self._saved_at = self._clock = time.monotonic()
+        self._saved_at = self._clock = self._looked_at = time.monotonic()
 
     def run(self) -> None:
         """Train until nothing is left to ask for.
@@ -97,6 +102,7 @@ class Worker:
                     self._handle(event)
             for number in [number for number, trial in self.running.items() if trial.ghost_is_over]:
                 self._release(number)
+            self._obey()
             if self.stop.is_set():
                 self._save_and_leave()
 
@@ -160,10 +166,12 @@ class Worker:
         return None if asked is None else Candidate(asked)
 
     def _admit(self, candidate: Candidate, config: Config) -> None:
+        from lorasweep.training.schedule import total_samples
+
         asked, pack = candidate.asked, self.workbench.pack(config)
         try:
             if candidate.saved is None:
-                pack.admit(asked.number, config)
+                pack.admit(asked.number, config, self.study.rungs(total_samples(config.train, pack.roster.rows)))
             else:
                 pack.load_state(asked.number, config, candidate.saved.tensors, candidate.saved.fields)
         except (ConfigError, TrialFailed) as error:
@@ -211,7 +219,9 @@ class Worker:
     def _handle(self, event: Any) -> None:
         from lorasweep.training.pack import Evaluated, Failed, Finished, Stepped
 
-        trial = self.running[event.number]
+        trial = self.running.get(event.number)
+        if trial is None:  # it was pruned at this very turn's evaluation
+            return
         if isinstance(event, Stepped):
             trial.samples, trial.last_step = event.samples, event.step
         if trial.ended is not None:
@@ -220,7 +230,7 @@ class Worker:
         elif isinstance(event, Stepped):
             self._on_step(trial, event)
         elif isinstance(event, Evaluated):
-            self._on_evaluation(event)
+            self._on_evaluation(trial, event)
         elif isinstance(event, Finished):
             self._on_finish(trial, event)
         elif isinstance(event, Failed):
@@ -238,11 +248,37 @@ class Worker:
             self.tracker.log(event.number, metrics, event.step)
         self.progress.stepped(event.number, event.step, event.loss)
 
-    def _on_evaluation(self, event: Any) -> None:
+    def _on_evaluation(self, trial: RunningTrial, event: Any) -> None:
         self.tracker.log(event.number, event.metrics, event.step)
         failpoints.reach("metrics-spooled")
         self.tracker.flush(event.number)
         self.progress.evaluated(event.number, event.step, event.metrics.get(self.study.metric))
+        if event.rung is not None and event.step < trial.pack.max_steps(event.number):
+            self._on_rung(trial, event)
+
+    def _on_rung(self, trial: RunningTrial, event: Any) -> None:
+        """Report the value there; a trial that has lost leaves at once. A replay is given the first verdict again."""
+        value = event.metrics[self.study.metric]
+        verdict = self.study.report(event.number, event.rung, value, self._row_results(trial, event))
+        failpoints.reach("judged")
+        self._changed = True
+        if not verdict.keep:
+            record = self._record(trial, TrialState.PRUNED, time.monotonic() - trial.admitted_at)
+            record.value, record.metrics, record.reason = value, dict(event.metrics), verdict.reason
+            self._end(record, {})
+
+    def _row_results(self, trial: RunningTrial, event: Any) -> list[float] | None:
+        """One number a validation row, better in the objective's direction: right or wrong, or minus its likelihood's
+        logarithm. None where the pruner does not ask, or predictions are not one a row."""
+        import numpy as np
+
+        labels = np.asarray(self.workbench.data(trial.config).validation.labels)
+        if self.study.config.pruner.kind != "wilcoxon" or len(labels) != len(event.predictions):
+            return None
+        if self.study.direction == "maximize":
+            return [float(right) for right in event.predictions.argmax(1) == labels]
+        likelihood = event.predictions[np.arange(len(labels)), labels]
+        return [float(loss) for loss in -np.log(np.maximum(likelihood, 1e-12))]
 
     def _on_finish(self, trial: RunningTrial, event: Any) -> None:
         number = event.number
@@ -281,6 +317,8 @@ class Worker:
         failpoints.reach("run-ended")
         if record.state is TrialState.COMPLETE and record.value is not None and math.isfinite(record.value):
             self.study.complete(record.trial, record.value, record)
+        elif record.state is TrialState.PRUNED:
+            self.study.prune(record.trial, record.value, record)
         else:
             self.study.fail(record.trial, record)
         failpoints.reach("told")
@@ -293,6 +331,36 @@ class Worker:
         if trial is not None:
             trial.pack.evict(number)
             self._changed = True
+
+    # -- live control -----------------------------------------------------------------------------------------------
+
+    def _obey(self) -> None:
+        """Do what a person asked for from another terminal since the last look."""
+        if time.monotonic() - self._looked_at < LOOK_SECONDS:
+            return
+        self._looked_at = time.monotonic()
+        for request in self.study.requests():
+            if request.kind == PAUSE:
+                self.paused = True
+                self.stop.set()
+            elif request.trial in self.running and self.running[request.trial].ended is None:
+                self._stop_trial(self.running[request.trial])
+                self.study.acted(request)
+
+    def _stop_trial(self, trial: RunningTrial) -> None:
+        """End a trial as pruned, with its best evaluation and that adapter where it has one."""
+        number = trial.asked.number
+        record = self._record(trial, TrialState.PRUNED, time.monotonic() - trial.admitted_at)
+        record.reason = f"stopped by hand after {trial.samples:,} samples"
+        best = None if trial.pack.roster.waiting(number) is not None else trial.pack.roster.slot(number).best
+        if best is None:
+            self._end(record, {})
+            return
+        record.value, record.metrics = best.value, dict(best.metrics)
+        with tempfile.TemporaryDirectory(prefix="lorasweep-") as folder:
+            adapter = Path(folder) / "adapter"
+            trial.pack.export(number, adapter)
+            self._end(record, {"adapter": adapter})
 
     # -- leaving ------------------------------------------------------------------------------------------------------
 
@@ -308,7 +376,8 @@ class Worker:
         self._save()
         self._add_seconds()
         trials = ", ".join(str(number) for number, trial in sorted(self.running.items()) if trial.ended is None)
+        how = "is paused" if self.paused else "was interrupted"
         raise Interrupted(
-            f"sweep {self.study.name} was interrupted and saved; trials {trials or 'to come'} go on with "
+            f"sweep {self.study.name} {how} and saved; trials {trials or 'to come'} go on with "
             f"`lorasweep resume {self.study.name}`"
         )

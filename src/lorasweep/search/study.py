@@ -282,13 +282,13 @@ class SweepStudy:
             raise TrialFailed("diverged", f"trial {number}: {self.metric} is {value}; a value must be finite")
         self._tell(number, record, "COMPLETE", value)
 
-    def prune(self, number: int, value: float, record: TrialRecord) -> None:
-        """Tell a trial that was stopped early, with its last value at `record.samples`.
+    def prune(self, number: int, value: float | None, record: TrialRecord) -> None:
+        """Tell a trial that was stopped early, with its last value at `record.samples`; None: it was never evaluated.
 
         Raises:
             TrialFailed, StorageError: as `complete`.
         """
-        if not math.isfinite(value):
+        if value is not None and not math.isfinite(value):
             raise TrialFailed("diverged", f"trial {number}: {self.metric} is {value}; a value must be finite")
         self._tell(number, record, "PRUNED", value)
 

@@ -35,3 +35,8 @@ def learning_rate(optimizer: OptimizerConfig, step: int, steps: int) -> float:
         return optimizer.lr * max(0.0, (steps - step) / max(1, steps - warmup))
     progress = (step - warmup) / max(1, steps - warmup)
     return optimizer.lr * max(0.0, 0.5 * (1.0 + math.cos(math.pi * progress)))
+
+
+def total_samples(train: TrainConfig, rows: int) -> int:
+    """Training rows that a trial sees over `rows` of them, unless it stops early; repeated ones count again."""
+    return total_steps(train, rows) * train.batch_size * train.accumulation
