@@ -169,14 +169,17 @@ def pad(encoded: Encoded, chosen: torch.Tensor, pad_id: int, left: bool = False)
 
 
 def peft_model(trial: Config, adapter: Path, **load: Any) -> Any:
-    """The trial's base and adapter, opened by transformers and PEFT alone."""
+    """The trial's base and adapter, opened by transformers and PEFT alone. Attention is written out (eager): up to
+    transformers 5.17 Gemma-2's default leaves its soft-capping out."""
     from peft import PeftModel
     from transformers import AutoModelForSequenceClassification
 
     with torch.random.fork_rng():
         torch.manual_seed(0)
         base = AutoModelForSequenceClassification.from_pretrained(
-            resolve(trial.model.path), num_labels=len(NAMES), dtype=torch.float32, **load
+            resolve(trial.model.path),
+            num_labels=len(NAMES),
+            **{"dtype": torch.float32, "attn_implementation": "eager", **load},
         )
     return PeftModel.from_pretrained(base, str(adapter), is_trainable=True)
 

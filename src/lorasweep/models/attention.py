@@ -211,9 +211,8 @@ def _attend(
 
 
 def register() -> None:
-    """Make `stream_attention` known to transformers; once is enough, again does no harm."""
+    """Make `stream_attention` known to transformers; once is enough, again does no harm. Without a mask function of the
+    same name transformers makes no mask, and looks for no packed rows, which would wait for the device."""
     from transformers import AttentionInterface
-    from transformers.masking_utils import AttentionMaskInterface
 
     AttentionInterface.register(ATTENTION, stream_attention)
-    AttentionMaskInterface.register(ATTENTION, lambda *_args, **_kwargs: None)

@@ -214,22 +214,36 @@ def load_base(config: Config, head: str, label_names: list[str], device: str | N
             "adapter=full trains every weight, which 4-bit weights cannot do; use quantization=none or adapter=lora"
         )
     model, missing = _load_model(config, key, source, label_names, target)
+    fingerprint = hub.fingerprint(source, getattr(model.config, "_commit_hash", None))
+    return prepare_base(model, tokenizer, key, path=config.model.path, fingerprint=fingerprint, missing=missing)
+
+
+def prepare_base(
+    model: Any, tokenizer: Any, key: BaseKey, *, path: str, fingerprint: str, missing: set[str]
+) -> LoadedBase:
+    """Freeze a model that is on its device and put the stand-ins in. `missing`: parameters that no checkpoint gave.
+
+    Of the tokenizer only pad_token_id and padding_side are used (and what writing a whole checkpoint asks).
+
+    Raises:
+        ModelError, ConfigError: as `load_base`.
+    """
     model.requires_grad_(False).eval()
     for module in model.modules():
         if type(module).__name__ == "Linear4bit":  # in eval mode bitsandbytes repacks the weights of CPUs for good, in
             module.training = True  # a form that has no backward and rounds to bfloat16
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
-    heads, fresh = find_heads(model, head, missing)
+    heads, fresh = find_heads(model, key.head, missing)
     base = LoadedBase(
         key=key,
-        path=config.model.path,
+        path=path,
         model=model,
         tokenizer=tokenizer,
-        device=target,
+        device=torch.device(key.device),
         current=Current(),
-        fingerprint=hub.fingerprint(source, getattr(model.config, "_commit_hash", None)),
-        stream=families.can_stream(model, head),
+        fingerprint=fingerprint,
+        stream=families.can_stream(model, key.head),
         head_modules=heads,
         head_layers=[
             name for name, module in model.named_modules() if type(module) is nn.Linear and inside(name, heads)

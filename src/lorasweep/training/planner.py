@@ -1,6 +1,7 @@
 """How many trials share a base, and what one step of them costs: measured by a probe step, not guessed.
 
-The probe trains a few micro-batches in a throw-away slot and counts what autograd keeps for the backward pass.
+The probe trains a few micro-batches in throw-away slots. On a GPU the allocator says what they took at the highest; on
+a CPU, where nothing counts that, the probe adds up what autograd keeps for the backward pass.
 Neighbours: `pack` (probed), `planning` (the command), `sweep` (asks for slots).
 """
 
@@ -31,8 +32,9 @@ def automatic_slots(config: Config) -> int:
 
 @dataclass(frozen=True)
 class Probe:
-    """What a pack costs. Bytes of the resident base, of one trial's trained state, of the activations that one trial's
-    micro-batch keeps; seconds of one turn in which `slots` trials train a micro-batch each."""
+    """What a pack costs. Bytes of the resident base, of one trial's trained state, of the activations of one trial's
+    micro-batch (on a GPU with all that comes and goes beside them); seconds of one turn in which `slots` trials train a
+    micro-batch each."""
 
     slots: int
     base_bytes: int
@@ -55,15 +57,15 @@ def probe(pack: Pack, config: Config) -> Probe:
     for number in numbers:
         pack.admit(number, endless)
     try:
-        kept = _KeptBytes(pack.base.model)
-        with torch.autograd.graph.saved_tensors_hooks(kept.count, lambda tensor: tensor):
-            pack.advance()
+        activations = _kept_bytes(pack)
         seconds = []
         for _ in range(PROBE_STEPS):
+            before = _start_counting(pack.base.device)
             started = time.perf_counter()
             pack.advance()
             if pack.base.device.type == "cuda":
                 torch.cuda.synchronize(pack.base.device)
+                activations = max(activations, torch.cuda.max_memory_allocated(pack.base.device) - before)
             seconds.append(time.perf_counter() - started)
         trained = pack.counts(numbers[0]).trainable
     finally:
@@ -73,9 +75,28 @@ def probe(pack: Pack, config: Config) -> Probe:
         slots=slots,
         base_bytes=sum(_storage_bytes(tensor) for tensor in pack.base.model.state_dict(keep_vars=True).values()),
         state_bytes=trained * FLOATS_PER_TRAINED * 4,
-        activation_bytes=kept.total // slots,
+        activation_bytes=activations // slots,
         turn_seconds=statistics.median(seconds[1:]),
     )
+
+
+def _kept_bytes(pack: Pack) -> int:
+    """One turn, and the bytes that autograd kept in it; 0 on a GPU, whose allocator knows better."""
+    if pack.base.device.type == "cuda":
+        pack.advance()  # takes what a first use costs: handles and workspaces of libraries
+        return 0
+    kept = _KeptBytes(pack.base.model)
+    with torch.autograd.graph.saved_tensors_hooks(kept.count, lambda tensor: tensor):
+        pack.advance()
+    return kept.total
+
+
+def _start_counting(device: torch.device) -> int:
+    """Bytes allocated on a GPU now; its highest mark starts from here."""
+    if device.type != "cuda":
+        return 0
+    torch.cuda.reset_peak_memory_stats(device)
+    return int(torch.cuda.memory_allocated(device))
 
 
 def _storage_bytes(tensor: Any) -> int:
