@@ -6,6 +6,7 @@ read it).
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -90,11 +91,10 @@ class PaddedRanges:
         return x.flatten(0, 1).index_select(0, self.scatter)
 
 
-class Current:
-    """The forward that is running over one base, if any. All its layers hold this object."""
+class Current(threading.local):
+    """The forward that is running over one base in this thread, if any. All its layers hold this object."""
 
-    def __init__(self) -> None:
-        self.forward: Forward | None = None
+    forward: Forward | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Current:
         copy = Current()  # a private copy of the base has its own forwards

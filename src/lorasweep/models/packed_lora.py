@@ -256,9 +256,10 @@ class PackedLora:
         if self._jobs_version != self.arena.version:
             self._jobs.clear()
             self._jobs_version = self.arena.version
-        if slots not in self._jobs:
-            self._jobs[slots] = self._build_jobs(slots)
-        return self._jobs[slots]
+        jobs = self._jobs.get(slots)  # lanes ask at once: what one of them has cleared is built again
+        if jobs is None:
+            jobs = self._jobs[slots] = self._build_jobs(slots)
+        return jobs
 
     def _build_jobs(self, slots: tuple[int, ...]) -> dict[str, Job]:
         trials = [self._trial(slot) for slot in slots]

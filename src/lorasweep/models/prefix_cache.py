@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import threading
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
@@ -63,13 +64,15 @@ class PrefixCache:
     def __init__(self, base: LoadedBase, budget: PrefixBudget):
         self.base, self.budget = base, budget
         self._tables: dict[tuple[int, int], StateTable] = {}  # (identity of the store, depth); a table holds its store
+        self._lock = threading.Lock()  # forwards run side by side
 
     def entry(self, batch: Batch, depth: int) -> Entry:
         """Where the forward of a batch enters, its states gathered, read or computed."""
         key = (id(batch.store), depth)
-        if key not in self._tables:
-            self._tables[key] = StateTable(self.base, batch.store, depth, self.budget)
-        states = self._tables[key].gather(batch.rows)
+        with self._lock:
+            if key not in self._tables:
+                self._tables[key] = StateTable(self.base, batch.store, depth, self.budget)
+            states = self._tables[key].gather(batch.rows)
         pooled = is_pooled(self.base, depth)
         if batch.gaps and not pooled:  # fill belongs to no row and goes nowhere: zeros will do
             whole = states.new_zeros(batch.token_count, states.shape[1])

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from lorasweep.models.stream import RowStore, Segment
+from lorasweep.training.lanes import Lanes
 
 if TYPE_CHECKING:
     from lorasweep.models.packed_lora import Engine
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    engine: Engine, task: Task, store: RowStore, slots: list[Slot], tokens_per_forward: int
+    engine: Engine, task: Task, store: RowStore, slots: list[Slot], tokens_per_forward: int, lanes: Lanes
 ) -> list[tuple[dict[str, float], np.ndarray]]:
     """Metrics and predictions (rows, classes) of each slot, in the slots' order."""
     together: list[list[Slot]] = []
@@ -33,28 +34,32 @@ def evaluate(
     found = {
         slot.index: part
         for group in together
-        for slot, part in zip(group, _evaluate_together(engine, task, store, group, tokens_per_forward), strict=True)
+        for slot, part in zip(
+            group, _evaluate_together(engine, task, store, group, tokens_per_forward, lanes), strict=True
+        )
     }
     return [found[slot.index] for slot in slots]
 
 
 def _evaluate_together(
-    engine: Engine, task: Task, store: RowStore, slots: list[Slot], tokens_per_forward: int
+    engine: Engine, task: Task, store: RowStore, slots: list[Slot], tokens_per_forward: int, lanes: Lanes
 ) -> list[tuple[dict[str, float], np.ndarray]]:
     base, count = engine.base, len(slots)
     order = torch.argsort(store.lengths, stable=True)
     rows_at_most = min(slot.config.train.eval_batch_size for slot in slots)
     predictions: list[list[torch.Tensor]] = [[] for _ in slots]
     losses: list[list[torch.Tensor]] = [[] for _ in slots]
-    for rows in _chunks(order, store.lengths[order], rows_at_most, max(1, tokens_per_forward // count)):
+
+    def run(rows: torch.Tensor) -> tuple[list[int], torch.Tensor, torch.Tensor]:
         batch = base.batch(store, [Segment(slot.index, rows) for slot in slots])
         with torch.no_grad(), base.running(engine.forward(batch, None)):
             logits = base.logits(batch).float()
-        unit = task.unit_losses(logits, batch.labels).cpu()
-        predicted = task.predictions(logits).cpu()
-        for slot, (some, their) in enumerate(
-            zip(predicted.split(batch.unit_counts), unit.split(batch.unit_counts), strict=True)
-        ):
+        return batch.unit_counts, task.predictions(logits).cpu(), task.unit_losses(logits, batch.labels).cpu()
+
+    chunks = _chunks(order, store.lengths[order], rows_at_most, max(1, tokens_per_forward // count))
+    chunks.reverse()  # the long rows first, so that lanes end together
+    for units, predicted, unit in reversed(lanes.map(run, chunks)):
+        for slot, (some, their) in enumerate(zip(predicted.split(units), unit.split(units), strict=True)):
             predictions[slot].append(some)
             losses[slot].append(their)
     # units were seen row by row in `order`: back to the rows' own order

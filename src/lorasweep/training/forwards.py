@@ -42,23 +42,33 @@ class Limits:
         self.tokens, self.split_rows = fields["tokens"], fields["split_rows"]
 
 
-def cut_forwards(slots: list[Slot], store: RowStore, limits: Limits, engine: Engine) -> Iterator[list[Segment]]:
-    """Draw one micro-batch for every slot, and cut them into forwards of at most `limits.tokens` where possible. Slots
-    that skip like numbers of frozen blocks share one."""
-    forward: list[Segment] = []
-    held = 0
-    for slot in sorted(slots, key=lambda slot: -engine.depth(slot.index, True)):
-        rows = slot.order.draw(slot.config.train.batch_size)
-        apart = not limits.together or slot.index in limits.alone or (forward and forward[-1].slot in limits.alone)
-        apart = apart or (forward and engine.apart(forward[-1].slot, slot.index, held, True))
-        for segment, tokens in _cut(slot.index, rows, store, limits):
-            if forward and (held + tokens > limits.tokens or apart):
-                yield forward
-                forward, held = [], 0
-            forward.append(segment)
-            held += tokens
-    if forward:
-        yield forward
+def cut_forwards(
+    slots: list[Slot], store: RowStore, limits: Limits, engine: Engine, lanes: int = 1
+) -> list[list[list[Segment]]]:
+    """Draw one micro-batch for every slot and cut them into forwards, lane by lane: every lane has neighbouring slots
+    with about the same number of tokens, in forwards of at most `limits.tokens` where possible. Slots that skip like
+    numbers of frozen blocks share one."""
+    drawn = [
+        (slot, slot.order.draw(slot.config.train.batch_size))
+        for slot in sorted(slots, key=lambda slot: -engine.depth(slot.index, True))
+    ]
+    sizes = [int(store.lengths[rows].sum()) for _, rows in drawn]
+    share, before = sum(sizes) / lanes, 0
+    found: list[list[list[Segment]]] = [[] for _ in range(lanes)]
+    held = 0  # tokens of the lane's last forward
+    for (slot, rows), tokens in zip(drawn, sizes, strict=True):
+        lane = found[min(lanes - 1, int((before + tokens / 2) / share))]
+        before += tokens
+        for segment, size in _cut(slot.index, rows, store, limits):
+            last = lane[-1][-1].slot if lane else slot.index
+            fits = held + size <= limits.tokens and limits.together and not {last, slot.index} & limits.alone
+            if lane and (last == slot.index or not engine.apart(last, slot.index, held, True)) and fits:
+                lane[-1].append(segment)
+                held += size
+            else:
+                lane.append([segment])
+                held = size
+    return [lane for lane in found if lane]
 
 
 def _cut(index: int, rows: torch.Tensor, store: RowStore, limits: Limits) -> Iterator[tuple[Segment, int]]:

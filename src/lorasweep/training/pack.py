@@ -25,6 +25,7 @@ from lorasweep.models.stream import RowStore, Segment
 from lorasweep.training.evaluate import evaluate
 from lorasweep.training.events import Evaluated, Event, Failed, Finished, Stepped
 from lorasweep.training.forwards import Limits, cut_forwards
+from lorasweep.training.lanes import Lanes
 from lorasweep.training.memory import describe, free_memory, is_out_of_memory
 from lorasweep.training.roster import Roster, State
 from lorasweep.training.slot import Best, Slot
@@ -70,6 +71,7 @@ class Pack:
                 f"a row has {longest} tokens and {base.path} takes at most {limit}; set data.max_length={limit}"
             )
         self.roster = Roster(base, slots, len(self.train), prefixes)
+        self.lanes = Lanes(base.device)
         self.limits = Limits(TOKENS_PER_FORWARD[base.device.type], together=base.packable)
 
     # -- who is in it ---------------------------------------------------------------------------------------------
@@ -123,20 +125,15 @@ class Pack:
         roster, limits, engine = self.roster, self.limits, self.engine
         events: list[Event] = [Failed(number, e.cause, e.message) for number, e in roster.seat_waiting()]
         slots, again = roster.training, set[int]()  # again: slots that went back to their step's start
-        for planned in list(cut_forwards(slots, self.train, limits, engine)):
-            segments = [segment for segment in planned if segment.slot not in again]
-            if not segments:
-                continue
-            trouble = ""
-            try:
-                events += self._train(segments)
-            except Exception as error:  # kept as words: the error itself holds the frames, and they the activations
-                trouble = OUT_OF_MEMORY if is_out_of_memory(error) else describe(error)
-            if trouble:
-                again |= {segment.slot for segment in segments}
-                events += self._start_over(segments, trouble)
-            if roster.engine is not engine:
-                return events  # trials were parked and slots have moved: what was planned for this turn is void
+        lanes = cut_forwards(slots, self.train, limits, engine, self.lanes.count)
+        for results in self.lanes.map(self._run_lane, lanes):
+            for segments, found, trouble in results:
+                events += found
+                if trouble and roster.engine is engine:
+                    again |= {segment.slot for segment in segments}
+                    events += self._start_over(segments, trouble)
+        if roster.engine is not engine:
+            return events  # trials were parked and slots have moved: what was planned for this turn is void
         limits.alone &= again
         ready = [slot for slot in slots if not slot.over and slot.micro == slot.config.train.accumulation]
         due = []
@@ -155,6 +152,23 @@ class Pack:
                 if slot.evaluation_due:
                     due.append(slot)
         return events + self._evaluate(due) if due else events
+
+    def _run_lane(self, forwards: list[list[Segment]]) -> list[tuple[list[Segment], list[Event], str]]:
+        """Train the forwards of one lane; of each its segments, its events and, if any, its trouble in words."""
+        results: list[tuple[list[Segment], list[Event], str]] = []
+        failed: set[int] = set()
+        for planned in forwards:
+            segments = [segment for segment in planned if segment.slot not in failed]
+            if not segments:
+                continue
+            events, trouble = [], ""
+            try:
+                events = self._train(segments)
+            except Exception as error:  # kept as words: the error itself holds the frames, and they the activations
+                trouble = OUT_OF_MEMORY if is_out_of_memory(error) else describe(error)
+                failed |= {segment.slot for segment in segments}
+            results.append((segments, events, trouble))
+        return results
 
     def _train(self, segments: list[Segment]) -> list[Event]:
         """Forward and backward of one forward's segments. A slot's loss is the mean over its micro-batch's units, over
@@ -242,7 +256,7 @@ class Pack:
         while results is None:
             trouble = ""
             try:
-                results = evaluate(self.engine, self.task, self.validation, due, self.limits.tokens)
+                results = evaluate(self.engine, self.task, self.validation, due, self.limits.tokens, self.lanes)
             except Exception as error:
                 trouble = OUT_OF_MEMORY if is_out_of_memory(error) else describe(error)
             if trouble == OUT_OF_MEMORY:
