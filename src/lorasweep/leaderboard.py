@@ -15,6 +15,7 @@ from lorasweep.records import STYLES, TrialRecord, TrialState
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from lorasweep.search.objectives import Goals
     from lorasweep.search.study import SweepStudy
 
 AFTER_THE_RANKED = (TrialState.COMPLETE, TrialState.RUNNING, TrialState.PRUNED, TrialState.FAILED)
@@ -31,11 +32,14 @@ class Leaderboard:
     metric: str
     direction: str
     rows: list[dict[str, Any]] = field(default_factory=list)
+    goals: dict[str, Any] = field(default_factory=dict)  # `objectives` where there are several, `constraints`
 
     @classmethod
     def of(cls, study: SweepStudy) -> Leaderboard:
         """The study's trials as they are now, from one read of its storage."""
-        return cls(study.name, study.metric, study.direction, rank(study.records(), study.direction))
+        goals = study.goals
+        rows = rank(study.records(), study.direction, goals)
+        return cls(study.name, study.metric, study.direction, rows, goals.to_json())
 
     @property
     def best(self) -> dict[str, Any] | None:
@@ -45,7 +49,7 @@ class Leaderboard:
     def to_json(self, top: int | None = None) -> dict[str, Any]:
         """The document of `leaderboard --json`; `top` K: the first K rows."""
         objective = {"metric": self.metric, "direction": self.direction}
-        return {"sweep": self.sweep, "objective": objective, "rows": self.rows[:top]}
+        return {"sweep": self.sweep, "objective": objective, **self.goals, "rows": self.rows[:top]}
 
 
 def load(name: str, overrides: list[str]) -> Leaderboard:
@@ -62,12 +66,17 @@ def load(name: str, overrides: list[str]) -> Leaderboard:
     return Leaderboard.of(SweepStudy.load(Folders(tracking_folder(overrides, home)), name))
 
 
-def rank(records: list[TrialRecord], direction: str) -> list[dict[str, Any]]:
-    """Rows in the order of the leaderboard; `rank` is None for what is not a complete trial with a finite value."""
+def rank(records: list[TrialRecord], direction: str, goals: Goals | None = None) -> list[dict[str, Any]]:
+    """Rows in the order of the leaderboard; `rank` is None for what is not a complete trial with a finite value, and
+    for one that breaks a constraint, which is its reason. With several objectives `pareto` says whether a trial is on
+    the front."""
     sign = -1.0 if direction == "maximize" else 1.0
+    broken = {record.trial: goals.broken(record) for record in records} if goals else {}
+    front = goals.front(records) if goals and goals.several else None
 
     def ranked(record: TrialRecord) -> bool:
-        return record.state is TrialState.COMPLETE and record.value is not None and math.isfinite(record.value)
+        known = record.value is not None and math.isfinite(record.value)
+        return record.state is TrialState.COMPLETE and known and not broken.get(record.trial)
 
     def place(record: TrialRecord) -> tuple[bool, int, float, int]:
         known = record.value is not None and math.isfinite(record.value)
@@ -84,6 +93,10 @@ def rank(records: list[TrialRecord], direction: str) -> list[dict[str, Any]]:
         if ranked(record):
             tied = bool(rows) and rows[-1]["value"] == record.value
             row["rank"] = rows[-1]["rank"] if tied else position
+        elif record.state is TrialState.COMPLETE:
+            row["reason"] = row["reason"] or broken.get(record.trial)
+        if front is not None:
+            row["pareto"] = record.trial in front
         rows.append(row)
     return rows
 
@@ -133,7 +146,7 @@ def table(board: Leaderboard, top: int | None = None, width: int = PLAIN_WIDTH) 
     told = ", ".join(f"{count} {state}" for state, count in counts.items() if count) or "no trials yet"
     shown = Table(
         box=box.SIMPLE_HEAD,
-        title=f"{board.sweep}: {board.metric}, {board.direction}d ({told})",
+        title=f"{board.sweep}: {board.metric}, {board.direction}d ({told})" + _more(board),
         title_justify="left",
         title_style="bold",
         show_edge=False,
@@ -153,6 +166,15 @@ def table(board: Leaderboard, top: int | None = None, width: int = PLAIN_WIDTH) 
     return shown
 
 
+def _more(board: Leaderboard) -> str:
+    """A second line of the title: further objectives and constraints."""
+    others = [f"{one['metric']}, {one['direction']}d" for one in board.goals.get("objectives", [])[1:]]
+    front = sum(bool(row.get("pareto")) for row in board.rows)
+    parts = [f"with {'; '.join(others)}: {front} on the Pareto front (◆)"] if others else []
+    parts += [f"ranked where {' and '.join(board.goals['constraints'])}"] if board.goals.get("constraints") else []
+    return "".join(f"\n{part}" for part in parts)
+
+
 def _columns(board: Leaderboard, rows: list[dict[str, Any]]) -> list[tuple[int, _Column]]:
     """All columns from left to right, each with its importance (1: always shown)."""
     columns = [
@@ -164,15 +186,19 @@ def _columns(board: Leaderboard, rows: list[dict[str, Any]]) -> list[tuple[int, 
     for place, (key, title) in enumerate(zip(keys, _short_names(keys), strict=True)):
         cells = [_number(row["params"].get(key)) for row in rows]
         columns.append((3 + place, _Column(title, cells)))
+    asked = {one["metric"] for one in board.goals.get("objectives", [])}  # shown before any swept param
+    asked |= {text.split()[0] for text in board.goals.get("constraints", [])}
     metrics = [key for key in dict.fromkeys(key for row in rows for key in row["metrics"]) if key != board.metric]
     for place, key in enumerate(metrics):
-        columns.append((50 + place, _Column(key, [_number(row["metrics"].get(key)) for row in rows])))
-    columns += [
-        (52, _Column("seconds", [f"{row['train_seconds']:.1f}" for row in rows])),
-        (51, _Column("trainable", [f"{row['trainable_params']:,}" for row in rows])),
-        (90, _Column("total", [f"{row['total_params']:,}" for row in rows])),
-        (91, _Column("samples", [f"{row['samples']:,}" for row in rows])),
+        cells = [_number(row["metrics"].get(key)) for row in rows]
+        columns.append((2 if key in asked else 50 + place, _Column(key, cells)))
+    facts = [
+        (52, "train_seconds", _Column("seconds", [f"{row['train_seconds']:.1f}" for row in rows])),
+        (51, "trainable_params", _Column("trainable", [f"{row['trainable_params']:,}" for row in rows])),
+        (90, "total_params", _Column("total", [f"{row['total_params']:,}" for row in rows])),
+        (91, "samples", _Column("samples", [f"{row['samples']:,}" for row in rows])),
     ]
+    columns += [(2 if name in asked else importance, column) for importance, name, column in facts]
     return columns
 
 
@@ -188,8 +214,10 @@ def _fit(columns: list[tuple[int, _Column]], rows: list[dict[str, Any]], width: 
 
 
 def _mark(row: dict[str, Any]) -> str:
-    """The rank, or the state of a trial without one; the first carries a star, for terminals without colours."""
-    return str(row["state"]) if row["rank"] is None else f"★ {row['rank']}" if row["rank"] == 1 else str(row["rank"])
+    """The rank, or the state of a trial without one; the first carries a star, for terminals without colours, and one
+    on the Pareto front a diamond."""
+    mark = str(row["state"]) if row["rank"] is None else f"★ {row['rank']}" if row["rank"] == 1 else str(row["rank"])
+    return f"◆ {mark}" if row.get("pareto") else mark
 
 
 def _number(value: Any) -> str:

@@ -20,6 +20,7 @@ from lorasweep.config.schema import GROUPS, TRIAL_GROUPS, Config
 from lorasweep.errors import ConfigError, LorasweepError
 from lorasweep.launchers.local import alone_on
 from lorasweep.progress import Progress, Silent
+from lorasweep.search.objectives import Goals
 from lorasweep.search.space import Space, parse_space
 from lorasweep.search.study import Asked, SweepStudy
 from lorasweep.workbench import Workbench
@@ -39,6 +40,7 @@ class Outcome:
     train_samples: int
     slots: int
     nothing_to_do: bool = False
+    stopped: str | None = None  # which budget ended the search; None for single trials
 
     def to_json(self) -> dict[str, Any]:
         """The document of `lorasweep sweep --json`."""
@@ -49,6 +51,7 @@ class Outcome:
             "wall_seconds": round(self.wall_seconds, 3),
             "train_samples": self.train_samples,
             "slots": self.slots,
+            "stopped": self.stopped,
         }
 
 
@@ -185,6 +188,7 @@ def identify(config: Config, space: Space, workbench: Workbench) -> dict[str, An
         "objective": asdict(config.sweep.objective),
         "sampler": asdict(config.sampler),
         "pruner": asdict(config.pruner),
+        **Goals(config).to_json(),
         "data_fingerprint": workbench.data(config).fingerprint,
         **fixed,
     }
@@ -208,6 +212,7 @@ def check_trainable(config: Config, workbench: Workbench) -> None:
         raise ConfigError(
             f"`sweep.objective.metric` is {metric!r}, which is never logged; logged are {', '.join(sorted(logged))}"
         )
+    Goals(config).check_logged(list(logged))
     pack = workbench.pack(config)
     pack.admit(-1, config)
     pack.evict(-1)
@@ -248,7 +253,13 @@ def _launch(
 
 def _summary(study: SweepStudy) -> dict[str, Any]:
     board = leaderboard.Leaderboard.of(study)
-    return {"counts": study.counts(), "best": board.best, "seconds": study.seconds(), "samples": study.samples_seen()}
+    return {
+        "counts": study.counts(),
+        "best": board.best,
+        "seconds": study.seconds(),
+        "samples": study.samples_seen(),
+        "stopped": study.stop_reason(),
+    }
 
 
 def _outcome(study: SweepStudy, slots: int, wall_seconds: float, nothing_to_do: bool = False) -> Outcome:
@@ -261,6 +272,7 @@ def _outcome(study: SweepStudy, slots: int, wall_seconds: float, nothing_to_do: 
         train_samples=sum(row["samples"] for row in board.rows),
         slots=slots,
         nothing_to_do=nothing_to_do,
+        stopped=study.stop_reason() if study.space is not None else None,
     )
 
 
@@ -291,6 +303,8 @@ def show_outcome(outcome: Outcome) -> None:
     else:
         samples = f"{outcome.train_samples:,} training samples"
         print(f"\n{counts} in {format_seconds(outcome.wall_seconds)}, {samples}, {outcome.slots} slots.")
+    if outcome.stopped:
+        print(f"The search ended because {outcome.stopped}.")
     if outcome.best is None:
         print("No trial is complete; the reasons stand in the table.")
     else:

@@ -287,6 +287,11 @@ class Worker:
         self.tracker.log(number, {"train/samples_per_second": event.samples / seconds}, event.step)
         record = self._record(trial, TrialState.COMPLETE, seconds)
         record.value, record.metrics, record.samples = value, dict(event.best_metrics), event.samples
+        problem = self.study.goals.problem(record)
+        if problem is not None:
+            record.state, record.value, record.reason = TrialState.FAILED, None, f"objective: {problem}"
+            self._end(record, {})
+            return
         with tempfile.TemporaryDirectory(prefix="lorasweep-") as folder:
             adapter = Path(folder) / "adapter"
             trial.pack.export(number, adapter)

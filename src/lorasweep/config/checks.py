@@ -60,6 +60,7 @@ def _cross_problems(config: Config) -> Iterator[str]:
     yield from _data_problems(config)
     yield from _adapter_problems(config)
     yield from _pruner_problems(config)
+    yield from _objective_problems(config)
     train, optimizer = config.train, config.optimizer
     if not config.model.path:
         yield "`model.path` is missing: a hub id or a folder, for example model=hf model.path=/models/my-encoder"
@@ -83,8 +84,6 @@ def _cross_problems(config: Config) -> Iterator[str]:
             check_name(config.sweep.name, "sweep name")
         except ConfigError as error:
             yield str(error)
-    if not config.sweep.objective.metric.strip():
-        yield "`sweep.objective.metric` is empty: name a logged metric, for example eval/accuracy"
     classes = len(config.data.label_names) or (config.data.classes if config.data.kind == "demo_reviews" else 2)
     if config.task.average == "binary" and classes != 2:
         yield f"`task.average`=binary needs two classes, the data have {classes}; use macro or weighted"
@@ -128,6 +127,25 @@ def _pruner_problems(config: Config) -> Iterator[str]:
             f"`pruner.startup_rows` ({pruner.startup_rows}) must be <= `pruner.rows` ({pruner.rows}), or no trial is "
             "ever judged"
         )
+
+
+def _objective_problems(config: Config) -> Iterator[str]:
+    sweep = config.sweep
+    names = [objective.metric for objective in sweep.objectives]
+    if not all(name.strip() for name in [sweep.objective.metric, *names]):
+        yield "`sweep.objective.metric` is empty: name a logged metric, for example eval/accuracy"
+    if len(set(names)) < len(names):
+        yield f"`sweep.objectives` names a metric twice ({', '.join(names)}); drop one"
+    for objective in sweep.objectives:
+        if objective.direction not in ("maximize", "minimize"):
+            yield f"`sweep.objectives`: {objective.metric} must be maximized or minimized, got {objective.direction!r}"
+    if len(names) > 1 and config.pruner.kind != "none":
+        yield (
+            f"`pruner={config.pruner.kind}` compares one objective and `sweep.objectives` has {len(names)}: what loses "
+            "in one may win in another; use pruner=none"
+        )
+    if len(names) > 1 and config.sampler.kind == "cmaes":
+        yield f"`sampler=cmaes` knows one objective and `sweep.objectives` has {len(names)}; use tpe, gp, random or qmc"
 
 
 def _adapter_problems(config: Config) -> Iterator[str]:

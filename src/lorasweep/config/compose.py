@@ -20,7 +20,7 @@ from typing import Any
 from lorasweep.config import explain
 from lorasweep.config.checks import check_config
 from lorasweep.config.home import Home
-from lorasweep.config.schema import GROUPS, TRIAL_GROUPS, Config, TrackingConfig
+from lorasweep.config.schema import GROUPS, TRIAL_GROUPS, Config, ObjectiveConfig, SweepConfig, TrackingConfig
 from lorasweep.config.words import literal, override_string, parse_overrides
 from lorasweep.errors import ConfigError
 
@@ -225,7 +225,20 @@ def _typed(composed: Any, home: Home, sweep: str | None, given: dict[str, Any], 
             "LORASWEEP_HOME to a folder of your own"
         )
     config.sweep.name = config.sweep.name or sweep or ""
+    _first_objective(config.sweep)
     return config
+
+
+def _first_objective(sweep: SweepConfig) -> None:
+    """With `objectives`, `objective` is the first of them: what one trial keeps its best checkpoint by."""
+    if not sweep.objectives:
+        return
+    if sweep.objective not in (ObjectiveConfig(), sweep.objectives[0]):
+        raise ConfigError(
+            f"`sweep.objective` ({sweep.objective.metric}) and `sweep.objectives` are both given; name it first in "
+            "`objectives` and leave `objective` out"
+        )
+    sweep.objective = copy.deepcopy(sweep.objectives[0])
 
 
 def _set_values(config: Config, params: dict[str, Any]) -> Config:

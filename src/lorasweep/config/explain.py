@@ -24,6 +24,7 @@ TYPES = {  # a field's type as written in the schema -> in words
     "list[str]": "a list such as [a,b]",
     "dict[str, Any]": "keys with values",
     "list[dict[str, Any]]": "a list of points",
+    "list[ObjectiveConfig]": "a list of {metric, direction}",
 }
 
 

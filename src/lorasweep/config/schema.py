@@ -244,10 +244,21 @@ class SweepConfig:
 
     name: str = option("", "name of the study and of the MLflow experiment; the file's name where empty")
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig, metadata={"doc": "what is best"})
+    objectives: list[ObjectiveConfig] = option(
+        [],
+        "several objectives, each {metric, direction}, instead of `objective`: the first ranks, the Pareto front is "
+        "marked. Beside logged metrics: trainable_params, total_params, samples, train_seconds, cost, state_bytes",
+    )
+    constraints: list[str] = option(
+        [], "what a trial must keep to be ranked, for example `trainable_params <= 300000`; names as in `objectives`"
+    )
     trials: int = option(20, "budget: number of trials in all, however often the sweep is interrupted", above=0)
     timeout_seconds: float | None = option(None, "budget: no trial starts after this many seconds of sweep", above=0)
     total_samples: int | None = option(
         None, "budget: no trial starts once this many training samples were seen", above=0
+    )
+    target_value: float | None = option(
+        None, "budget: no trial starts once a complete one has reached this value of the objective"
     )
     space: dict[str, Any] = option(
         {}, "override key -> values in Hydra's override grammar, for example interval(1e-4, 1e-2)"

@@ -141,7 +141,8 @@ def optuna_sampler(settings: SamplerConfig, number: int, conditional: bool = Fal
     if settings.kind == "tpe":
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
-            return TPESampler(seed=seed, n_startup_trials=startup, group=conditional)
+            # said outright, because for several objectives Optuna's default draws key by key
+            return TPESampler(seed=seed, n_startup_trials=startup, multivariate=True, group=conditional)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         if settings.kind == "gp":

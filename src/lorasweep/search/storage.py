@@ -155,6 +155,11 @@ class StoredStudy:
         with readable_errors(self.folders):
             self.storage.set_trial_intermediate_value(self.id_of(number), samples, value)
 
+    def set_constraint(self, number: int, constraint: str, excess: float) -> None:
+        """Note by how much a trial breaks a constraint, where Optuna's samplers look for it; at most 0: it does not."""
+        with readable_errors(self.folders):
+            self.storage.set_trial_system_attr(self.id_of(number), f"constraints:{constraint}", excess)
+
 
 def read(frozen: FrozenTrial, key: str) -> Any:
     """An attribute of a trial; None where it was never written."""

@@ -21,6 +21,7 @@ from lorasweep.errors import StorageError, TrialFailed, UsageError, nearest
 from lorasweep.records import TrialRecord, TrialState
 from lorasweep.search import reports, requests
 from lorasweep.search.identity import check_same
+from lorasweep.search.objectives import Goals
 from lorasweep.search.pruners import Judge, rungs_of
 from lorasweep.search.reports import Verdict
 from lorasweep.search.requests import Request
@@ -99,7 +100,7 @@ class SweepStudy:
             study = optuna.create_study(
                 study_name=name,
                 storage=open_storage(folders, create=True),
-                direction="minimize" if config.sweep.objective.direction == "minimize" else "maximize",
+                directions=[optuna.study.StudyDirection[one.direction.upper()] for one in Goals(config).objectives],
                 load_if_exists=True,
             )
             stored = study.user_attrs.get(ABOUT)  # None: new, or its maker died before it could say what it is
@@ -189,6 +190,11 @@ class SweepStudy:
         return Proposals(self.config, self.space) if self.space is not None else None
 
     @cached_property
+    def goals(self) -> Goals:
+        """Objectives and constraints."""
+        return Goals(self.config)
+
+    @cached_property
     def _judge(self) -> Judge:
         return Judge(self.config.pruner, self.name, self.direction, self.metric)
 
@@ -268,18 +274,23 @@ class SweepStudy:
         if found is None:
             found = self._judge.judge(self._stored.trials(), number, samples, value, results)
             self._stored.set(number, reports.attribute(samples), found.to_json())
-            self._stored.set_intermediate(number, samples, value)
+            if not self.goals.several:
+                self._stored.set_intermediate(number, samples, value)
         return found.verdict
 
     def complete(self, number: int, value: float, record: TrialRecord) -> None:
-        """Tell a finished trial.
+        """Tell a finished trial. Ask `goals.problem` first where there are several objectives or constraints.
 
         Raises:
-            TrialFailed: the value is not finite (Optuna would count inf as a result); nothing was told.
+            TrialFailed: the value is not finite (Optuna would count inf as a result), or that of another objective or
+                constraint is missing; nothing was told.
             StorageError: the trial has ended already; its first result stays.
         """
         if not math.isfinite(value):
             raise TrialFailed("diverged", f"trial {number}: {self.metric} is {value}; a value must be finite")
+        problem = self.goals.problem(record)
+        if problem is not None:
+            raise TrialFailed("objective", f"trial {number}: {problem}")
         self._tell(number, record, "COMPLETE", value)
 
     def prune(self, number: int, value: float | None, record: TrialRecord) -> None:
@@ -303,16 +314,20 @@ class SweepStudy:
     def _tell(self, number: int, record: TrialRecord, state: str, value: float | None) -> None:
         import optuna
 
+        values = None if value is None else [value, *self.goals.values(record)[1:]]
+
         # the record first: a kill in between leaves the trial RUNNING, and it is trained again
         self._stored.set(number, RECORD, record.to_json())
         with readable_errors(self.folders):
             if self.proposals is not None:
                 self._study.sampler = self.proposals
+            for constraint, excess in self.goals.excesses(record).items():
+                self._stored.set_constraint(number, constraint, excess)
             if state == "PRUNED":  # Optuna takes its last report as a pruned trial's value
-                if value is not None and not self._stored.trial(number).intermediate_values:
+                values = None
+                if value is not None and not self.goals.several and not self._stored.trial(number).intermediate_values:
                     self._stored.set_intermediate(number, record.samples, value)
-                value = None
-            self._study.tell(number, values=value, state=optuna.trial.TrialState[state])
+            self._study.tell(number, values=values, state=optuna.trial.TrialState[state])
 
     # -- live control -----------------------------------------------------------------------------------------------
 
@@ -390,6 +405,16 @@ class SweepStudy:
             return f"sweep.timeout_seconds={sweep.timeout_seconds:g} is over ({seconds:.1f} s)"
         if sweep.total_samples is not None and seen >= sweep.total_samples:
             return f"sweep.total_samples={sweep.total_samples:,} were seen ({seen:,})"
+        if sweep.target_value is not None:
+            return self._target_reached(sweep.target_value)
+        return None
+
+    def _target_reached(self, target: float) -> str | None:
+        for record in self.records():
+            if record.state is not TrialState.COMPLETE or record.value is None or self.goals.broken(record):
+                continue
+            if record.value >= target if self.direction == "maximize" else record.value <= target:
+                return f"trial {record.trial} reached sweep.target_value={target:g} ({self.metric} {record.value:.4f})"
         return None
 
     def samples_seen(self) -> int:
@@ -409,12 +434,14 @@ class SweepStudy:
         import optuna
 
         complete = [frozen for frozen in self._stored.trials() if frozen.state == optuna.trial.TrialState.COMPLETE]
-        if len(complete) < NEEDED_FOR_IMPORTANCES or len({frozen.value for frozen in complete}) < 2:
+        if len(complete) < NEEDED_FOR_IMPORTANCES or len({frozen.values[0] for frozen in complete}) < 2:
             return {}
         if not set.intersection(*(set(frozen.params) for frozen in complete)):
             return {}
         evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
-        shares = optuna.importance.get_param_importances(self._study, evaluator=evaluator)
+        shares = optuna.importance.get_param_importances(
+            self._study, evaluator=evaluator, target=lambda frozen: frozen.values[0]
+        )
         return {key: float(share) for key, share in shares.items()}
 
 
