@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from lorasweep.data.encode import Encoded
     from lorasweep.data.sources import SearchData
     from lorasweep.models.base import LoadedBase
+    from lorasweep.models.prefix_cache import PrefixBudget
     from lorasweep.tasks import Task
     from lorasweep.training.pack import Pack
 
@@ -39,6 +40,7 @@ class Workbench:
         self._bases: dict[Any, LoadedBase] = {}  # in order of last use
         self._packs: dict[str, tuple[Any, Pack, Config]] = {}  # pack key -> (base key, pack, what it was made for)
         self._rebuilding = False
+        self.prefixes: PrefixBudget | None = None  # what all packs' cached states of frozen layers may take
 
     def data(self, config: Config) -> SearchData:
         """Training and validation rows of a trial.
@@ -100,9 +102,17 @@ class Workbench:
         if key not in self._packs:
             base, (train, validation) = self.base(config), self.encoded(config)
             slots = 1 if config.adapter.kind == "full" else self.slots
-            pack = Pack(base, self.task(config), train, validation, self.objective, slots)
+            pack = Pack(base, self.task(config), train, validation, self.objective, slots, self._budget(config))
             self._packs[key] = (shared, pack, config)
         return self._packs[key][1]
+
+    def _budget(self, config: Config) -> PrefixBudget:
+        from lorasweep.models.prefix_cache import PrefixBudget
+
+        launcher = config.launcher
+        if self.prefixes is None:
+            self.prefixes = PrefixBudget(launcher.prefix_cache_gib, launcher.prefix_disk_gib, self.folders.cache)
+        return self.prefixes
 
     @property
     def active_packs(self) -> list[Pack]:

@@ -95,6 +95,8 @@ class Worker:
             if not self.running:
                 self._add_seconds()
                 self.checkpoints.clear()
+                if self.workbench.prefixes is not None and self.workbench.prefixes.summary():
+                    self.progress.note(self.workbench.prefixes.summary())
                 return
             self._save_where_due()
             for pack in self.workbench.active_packs:
@@ -197,7 +199,10 @@ class Worker:
             config,
             compose.to_yaml(config),
             trial.asked.params,
-            gather(config, data.fingerprint, base.fingerprint),
+            {
+                **gather(config, data.fingerprint, base.fingerprint),
+                "lorasweep.cached_layers": str(trial.pack.roster.cached_blocks(number)),
+            },
             data,
             trial.pack.counts(number),
         )

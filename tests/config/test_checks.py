@@ -115,6 +115,8 @@ CROSS = [
     ),
     ({"train.early_stopping_evals": 2}, "set `train.eval_every_steps` > 0"),
     ({"adapter.kind": "full", "quantization.kind": "nf4"}, "use adapter=lora or quantization=none"),
+    ({"adapter.kind": "head", "adapter.bias": "all"}, "trains the head alone, and `adapter.bias`=all asks for more"),
+    ({"launcher.prefix_cache_gib": -1}, "`launcher.prefix_cache_gib` must be >= 0, got -1"),
     ({"launcher.slots": 0}, "`launcher.slots` must be auto or an integer > 0, got 0"),
     ({"launcher.slots": "many"}, "`launcher.slots` must be auto or an integer > 0, got 'many'"),
     ({"launcher.slots": True}, "`launcher.slots` must be"),
@@ -158,6 +160,8 @@ FINE: list[dict[str, Any]] = [
     {"task.average": "binary"},
     {"sweep.name": "rank_lr"},
     {"adapter.kind": "full"},
+    {"adapter.kind": "head"},
+    {"launcher.prefix_cache_gib": 0, "launcher.prefix_disk_gib": 0},
     {"data.delimiter": "\t"},
 ]
 

@@ -108,6 +108,7 @@ RELIED_ON: list[tuple[list[str], dict[str, Any]]] = [  # the keys of DESIGN.md t
         {"adapter.kind": "lora", "adapter.r": 4, "adapter.alpha": 8.0},
     ),
     (["adapter=full"], {"adapter.kind": "full"}),
+    (["adapter=head"], {"adapter.kind": "head"}),
     (["adapter.dropout=0.1", "adapter.layers=2"], {"adapter.dropout": 0.1, "adapter.layers": 2}),
     (["adapter.layers=[0,1]"], {"adapter.layers": [0, 1]}),
     (["optimizer.lr=2e-3", "optimizer.weight_decay=1e-2"], {"optimizer.lr": 2e-3, "optimizer.weight_decay": 1e-2}),

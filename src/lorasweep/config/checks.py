@@ -79,6 +79,8 @@ def _cross_problems(config: Config) -> Iterator[str]:
             f"`adapter=full` trains every parameter, which `quantization={config.quantization.kind}` freezes; "
             "use adapter=lora or quantization=none"
         )
+    if config.adapter.kind == "head" and config.adapter.bias != "none":
+        yield f"`adapter=head` trains the head alone, and `adapter.bias`={config.adapter.bias} asks for more; use none"
     if config.sweep.name:
         try:
             check_name(config.sweep.name, "sweep name")

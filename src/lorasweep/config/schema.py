@@ -55,7 +55,11 @@ class QuantizationConfig:
 class AdapterConfig:
     """What is trained on top of the base. Group `adapter`."""
 
-    kind: str = option("lora", "lora, or full: every parameter of the base", choices=("lora", "full"))
+    kind: str = option(
+        "lora",
+        "lora; head: the classification head alone, other adapter settings do not apply; full: every parameter",
+        choices=("lora", "head", "full"),
+    )
     r: int = option(8, "rank of the LoRA update", above=0)
     alpha: float = option(16.0, "LoRA scale numerator: updates are scaled by alpha / r", above=0)
     dropout: float = option(0.0, "dropout on the adapter's input", at_least=0, below=1)
@@ -220,6 +224,16 @@ class LauncherConfig:
     slots: Any = option("auto", "trials that share one resident base at a time: an integer, or auto")
     device: str = option("auto", "auto, cpu, cuda or cuda:N")
     threads: int | None = option(None, "CPU threads of a worker; null: the cores of this machine", above=0)
+    prefix_cache_gib: float = option(
+        1.0,
+        "memory, in GiB, for what frozen lower layers make of each row where `adapter.layers` or adapter=head leaves "
+        "some: computed once for all trials and epochs. In training only where they draw no dropout "
+        "(`train.base_dropout=0`). 0: never",
+        at_least=0,
+    )
+    prefix_disk_gib: float = option(
+        4.0, "disk, in GiB, for the same where memory is full and for the next process; 0: memory alone", at_least=0
+    )
 
 
 @dataclass

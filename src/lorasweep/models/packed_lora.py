@@ -84,11 +84,13 @@ def chosen_layers(layers: Any, count: int) -> list[int] | None:
 
 
 def resolve_targets(base: LoadedBase, adapter: AdapterConfig) -> list[str]:
-    """The modules that a trial adapts, in the base's order.
+    """The modules that a trial adapts, in the base's order; none for adapter=head.
 
     Raises:
         ModelError: an ending that no linear module outside of the head has, or a layer that is not there.
     """
+    if adapter.kind == "head":
+        return []
     names = list(base.linear_modules)
     wanted = [adapter.targets] if isinstance(adapter.targets, str) else list(adapter.targets)
     if wanted != ["all-linear"]:
@@ -130,7 +132,8 @@ class _Trial:
         self.biases = trained_biases(base, config.adapter, self.targets)
         heads = [(name, base.model.get_submodule(name)) for name in base.head_layers]
         if not heads and not self.targets:
-            raise ModelError("nothing would be trained: adapter.layers leaves no module and the task has no head")
+            why = "adapter=head" if config.adapter.kind == "head" else "adapter.layers leaves no module"
+            raise ModelError(f"nothing would be trained: {why} and the task has no head; use adapter=lora")
         self.layout = RowLayout(
             vectors=(
                 *((name, layer.bias.numel()) for name, layer in heads if layer.bias is not None),

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 PREFIX = "base_model.model."
 WEIGHTS = "adapter_model.safetensors"
+NO_MODULE = "dummy-target-modules"  # PEFT's own word for an adapter that adapts no module, such as a head alone
 
 
 def export_adapter(
@@ -70,10 +71,20 @@ def _peft_config(base: LoadedBase, adapter: AdapterConfig, targets: list[str]) -
 
     from lorasweep.models.packed_lora import chosen_layers, layer_index
 
+    if not targets:
+        return LoraConfig(target_modules=NO_MODULE, **_common(base, adapter, targets))
     endings = sorted({name.rpartition(".")[2] for name in targets})
     count = 1 + max((index for index in map(layer_index, base.linear_modules) if index is not None), default=-1)
     layers = chosen_layers(adapter.layers, count)
-    common: dict[str, Any] = {
+    common = _common(base, adapter, targets)
+    short = LoraConfig(target_modules=endings, layers_to_transform=layers, **common)
+    if _matched(base, short) == set(targets):
+        return short
+    return LoraConfig(target_modules=list(targets), **common)  # endings would match more than was trained
+
+
+def _common(base: LoadedBase, adapter: AdapterConfig, targets: list[str]) -> dict[str, Any]:
+    return {
         "r": adapter.r,
         "lora_alpha": adapter.alpha,
         "lora_dropout": adapter.dropout,
@@ -86,10 +97,6 @@ def _peft_config(base: LoadedBase, adapter: AdapterConfig, targets: list[str]) -
         "inference_mode": True,
         "fan_in_fan_out": any(type(base.model.get_submodule(name)).__name__ == "Conv1D" for name in targets),
     }
-    short = LoraConfig(target_modules=endings, layers_to_transform=layers, **common)
-    if targets and _matched(base, short) == set(targets):
-        return short
-    return LoraConfig(target_modules=list(targets), **common)  # endings would match more than was trained
 
 
 def _matched(base: LoadedBase, config: Any) -> set[str]:

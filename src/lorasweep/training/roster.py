@@ -117,6 +117,11 @@ class Roster:
             return self.engine.counts(self.slot(number).index)
         return counts_of(self.base, waiting.config)
 
+    def cached_blocks(self, number: int) -> int:
+        """Lower blocks of the base that the trial's training takes from the cache; 0 also while it waits for memory."""
+        waits = self.waiting(number) is not None
+        return 0 if waits else self.engine.depth(self.slot(number).index, True)
+
     # -- coming and going -----------------------------------------------------------------------------------------
 
     def admit(self, number: int, config: Config, rungs: Sequence[int] = ()) -> None:
