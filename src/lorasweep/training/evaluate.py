@@ -58,7 +58,7 @@ def _evaluate_together(
 
     chunks = _chunks(order, store.lengths[order], rows_at_most, max(1, tokens_per_forward // count))
     chunks.reverse()  # the long rows first, so that lanes end together
-    for units, predicted, unit in reversed(lanes.map(run, chunks)):
+    for units, predicted, unit in reversed(lanes.map(run, chunks, count * int(store.offsets[-1]))):
         for slot, (some, their) in enumerate(zip(predicted.split(units), unit.split(units), strict=True)):
             predictions[slot].append(some)
             losses[slot].append(their)

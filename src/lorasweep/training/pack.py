@@ -71,7 +71,7 @@ class Pack:
                 f"a row has {longest} tokens and {base.path} takes at most {limit}; set data.max_length={limit}"
             )
         self.roster = Roster(base, slots, len(self.train), prefixes)
-        self.lanes = Lanes(base.device)
+        self.lanes = Lanes(base.device, 4 * sum(inputs * outputs for inputs, outputs in base.linear_modules.values()))
         self.limits = Limits(TOKENS_PER_FORWARD[base.device.type], together=base.packable)
 
     # -- who is in it ---------------------------------------------------------------------------------------------
@@ -122,11 +122,16 @@ class Pack:
 
     def advance(self) -> list[Event]:
         """One micro-batch for every trial that trains; steps and evaluations as they fall due."""
+        with self.lanes.one_core():
+            return self._advance()
+
+    def _advance(self) -> list[Event]:
         roster, limits, engine = self.roster, self.limits, self.engine
         events: list[Event] = [Failed(number, e.cause, e.message) for number, e in roster.seat_waiting()]
         slots, again = roster.training, set[int]()  # again: slots that went back to their step's start
         lanes = cut_forwards(slots, self.train, limits, engine, self.lanes.count)
-        for results in self.lanes.map(self._run_lane, lanes):
+        tokens = sum(int(self.train.lengths[part.rows].sum()) for lane in lanes for forward in lane for part in forward)
+        for results in self.lanes.map(self._run_lane, lanes, tokens):
             for segments, found, trouble in results:
                 events += found
                 if trouble and roster.engine is engine:
