@@ -140,4 +140,4 @@ def test_the_summary_counts_rows(base: LoadedBase, tmp_path: Path) -> None:
     table = StateTable(base, store_of(base), 1, budget)
     table.gather(torch.tensor([1, 1, 2]))
     table.gather(torch.tensor([2]))
-    assert "computed for 2 rows, taken from the cache 2 times" in budget.summary()
+    assert "computed for 2 rows, used 4 times" in budget.summary()

@@ -17,8 +17,9 @@ from lorasweep.models.arena import new_adamw
 from lorasweep.models.base import LoadedBase
 from lorasweep.models.counts import ParameterCounts
 from lorasweep.models.forward import Forward
-from lorasweep.models.packed_lora import slot_generator
-from lorasweep.models.stream import Batch
+from lorasweep.models.packed_lora import Wanted, slot_generator
+from lorasweep.models.prefix_cache import Fill
+from lorasweep.models.stream import Batch, RowStore
 
 
 class FullModel:
@@ -70,6 +71,10 @@ class FullModel:
     def apart(self, held: int, joining: int, tokens: int, training: bool) -> bool:
         """There is one slot alone."""
         return False
+
+    def lacking(self, store: RowStore, wanted: Wanted, training: bool, tokens: int, parts: int) -> list[Fill]:
+        """Nothing is cached."""
+        return []
 
     def optimizer(self, index: int) -> torch.optim.Optimizer:
         """AdamW over all weights."""

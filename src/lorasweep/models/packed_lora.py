@@ -22,13 +22,15 @@ from lorasweep.models.arena import Arena, RowLayout, new_adamw
 from lorasweep.models.counts import ParameterCounts
 from lorasweep.models.forward import Forward, HeadPart, Job, LoraPart
 from lorasweep.models.prefix import draws_below, first_block, worth_apart
-from lorasweep.models.prefix_cache import PrefixCache
-from lorasweep.models.stream import Batch
+from lorasweep.models.prefix_cache import Fill, PrefixCache
+from lorasweep.models.stream import Batch, RowStore
 
 if TYPE_CHECKING:
     from lorasweep.models.base import LoadedBase
 
 LAYER_INDEX = re.compile(r".*?\.[^.]*\.(?P<index>\d+)\.")  # PEFT's rule for layers_to_transform
+
+Wanted = Sequence[tuple[Sequence[int], torch.Tensor]]  # the slots of a forward to come, and its rows
 
 
 class Engine(Protocol):
@@ -44,6 +46,7 @@ class Engine(Protocol):
     def forward(self, batch: Batch, keys: list[int] | None) -> Forward: ...
     def depth(self, index: int, training: bool) -> int: ...
     def apart(self, held: int, joining: int, tokens: int, training: bool) -> bool: ...
+    def lacking(self, store: RowStore, wanted: Wanted, training: bool, tokens: int, parts: int) -> list[Fill]: ...
     def optimizer(self, index: int) -> torch.optim.Optimizer: ...
     def gradients(self, index: int) -> list[torch.Tensor]: ...
     def zero_gradients(self, index: int) -> None: ...
@@ -254,6 +257,17 @@ class PackedLora:
         depth = self.depth(held, training)
         lost = depth - self.depth(joining, training)
         return lost > 0 and worth_apart(self.base, depth, tokens, lost)
+
+    def lacking(self, store: RowStore, wanted: Wanted, training: bool, tokens: int, parts: int) -> list[Fill]:
+        """What frozen blocks have to compute before forwards over the wanted rows: in about `parts` parts of at most so
+        many tokens, for any number of threads."""
+        rows: dict[int, list[torch.Tensor]] = {}
+        for slots, chosen in wanted:
+            rows.setdefault(min(self.depth(slot, training) for slot in slots), []).append(chosen)
+        if self.prefixes is None:
+            return []
+        found = [self.prefixes.lacking(store, torch.cat(rows[at]), at, tokens, parts) for at in sorted(rows) if at]
+        return [fill for fills in found for fill in fills]
 
     def _jobs_of(self, slots: tuple[int, ...]) -> dict[str, Job]:
         if self._jobs_version != self.arena.version:

@@ -12,6 +12,7 @@ import logging
 import threading
 import weakref
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,12 +49,12 @@ class PrefixBudget:
 
     def summary(self) -> str:
         """A line for people; empty where nothing was cached."""
-        rows, reused = (sum(getattr(table, name) for table in self.tables) for name in ("computed", "reused"))
-        if not rows + reused:
+        rows, served = (sum(getattr(table, name) for table in self.tables) for name in ("computed", "served"))
+        if not served:
             return ""
         disk = "" if self.disk is None else f", {self.disk.used / 2**20:,.0f} MiB on disk"
         return (
-            f"frozen layers: computed for {rows:,} rows, taken from the cache {reused:,} times "
+            f"frozen layers: computed for {rows:,} rows, used {served:,} times "
             f"({self.held / 2**20:,.0f} MiB of memory{disk})"
         )
 
@@ -68,11 +69,8 @@ class PrefixCache:
 
     def entry(self, batch: Batch, depth: int) -> Entry:
         """Where the forward of a batch enters, its states gathered, read or computed."""
-        key = (id(batch.store), depth)
         with self._lock:
-            if key not in self._tables:
-                self._tables[key] = StateTable(self.base, batch.store, depth, self.budget)
-            states = self._tables[key].gather(batch.rows)
+            states = self._table(batch.store, depth).gather(batch.rows)
         pooled = is_pooled(self.base, depth)
         if batch.gaps and not pooled:  # fill belongs to no row and goes nowhere: zeros will do
             whole = states.new_zeros(batch.token_count, states.shape[1])
@@ -81,6 +79,48 @@ class PrefixCache:
             whole = states.new_zeros(batch.token_count, states.shape[1])
             states = whole.index_copy_(0, batch.last, states)
         return Entry(depth, states[None])
+
+    def lacking(self, store: RowStore, rows: torch.Tensor, depth: int, tokens: int, parts: int) -> list[Fill]:
+        """What is worth computing before forwards ask for these rows: in about `parts` parts of at most so many tokens.
+
+        The parts may be computed at the same time; kept in order, they give rows the same bits in every run.
+        """
+        with self._lock:
+            table = self._table(store, depth)
+            chosen = table.absent(rows)
+        if not len(chosen):
+            return []
+        lengths = torch.cumsum(store.lengths[chosen], 0)
+        at_most = max(1, min(tokens, -(-int(lengths[-1]) // parts)))
+        cuts = torch.diff((lengths - 1) // at_most).nonzero().squeeze(1) + 1
+        return [Fill(table, part) for part in chosen.tensor_split(cuts)]
+
+    def _table(self, store: RowStore, depth: int) -> StateTable:
+        key = (id(store), depth)
+        if key not in self._tables:
+            self._tables[key] = StateTable(self.base, store, depth, self.budget)
+        return self._tables[key]
+
+
+@dataclass(frozen=True)
+class Fill:
+    """Rows whose states are computed together, ahead of the forwards that need them."""
+
+    table: StateTable
+    rows: torch.Tensor
+
+    @property
+    def tokens(self) -> int:
+        """Tokens to compute."""
+        return int(self.table.store.lengths[self.rows].sum())
+
+    def compute(self) -> torch.Tensor:
+        """The states, end to end; any number of threads may compute."""
+        return states_of(self.table.base, self.table.store, self.rows, self.table.depth)
+
+    def keep(self, states: torch.Tensor) -> None:
+        """Put them where forwards find them. One thread at a time."""
+        self.table.keep(self.rows, states)
 
 
 class StateTable:
@@ -92,7 +132,7 @@ class StateTable:
         like = states_of(base, store, store.lengths.argmin()[None], depth)
         self.memory = like.new_empty(0, like.shape[1])
         self.places = torch.full_like(self.sizes, -1)  # of a row's first state in memory
-        self.taken = self.computed = self.reused = 0
+        self.taken = self.computed = self.served = 0
         self.file = self._open(like)
         budget.tables.add(self)
 
@@ -119,7 +159,7 @@ class StateTable:
     def gather(self, rows: torch.Tensor) -> torch.Tensor:
         """States of the given rows, end to end, (their sizes, hidden)."""
         loose = self._fetch(rows[self.places[rows] < 0].unique())
-        self.reused += len(rows)
+        self.served += len(rows)
         sizes, places = self.sizes[rows], self.places[rows]
         # position of each state: its row's start in memory, plus its place within the row
         within = torch.arange(int(sizes.sum())) - torch.repeat_interleave(torch.cumsum(sizes, 0) - sizes, sizes)
@@ -151,15 +191,31 @@ class StateTable:
                 if states is not None:
                     found[row] = states.to(self.memory.device)
         lacking = [row for row in rows if row not in found]
+        loose = {row: states for row, states in found.items() if not self._put(row, states)}
         if lacking:
             chosen = torch.tensor(lacking)
-            parts = states_of(self.base, self.store, chosen, self.depth).split(self.sizes[chosen].tolist())
-            self.computed += len(lacking)
-            self.reused -= len(lacking)
-            if self.file is not None:
-                self._write(lacking, parts)
-            found |= dict(zip(lacking, parts, strict=True))
-        return {row: found[row] for row in rows if not self._keep(row, found[row])}
+            loose |= self.keep(chosen, states_of(self.base, self.store, chosen, self.depth))
+        return loose
+
+    def absent(self, rows: torch.Tensor) -> torch.Tensor:
+        """Those of the rows that neither memory nor disk has, as far as there is room for them, each once."""
+        missing = rows[self.places[rows] < 0].unique()
+        if self.file is not None and len(missing):
+            missing = missing[torch.tensor([not self.file.has(row) for row in missing.tolist()])]
+        if not len(missing):
+            return missing
+        ends = torch.cumsum(self.sizes[missing], 0)
+        if self.file is not None and self.file.folder.room(int(ends[-1]) * self._state_bytes):
+            return missing
+        return missing[ends <= self._room() - self.taken]
+
+    def keep(self, rows: torch.Tensor, states: torch.Tensor) -> dict[int, torch.Tensor]:
+        """Take in what was just computed, (the rows' sizes, hidden); what memory has no room for is returned."""
+        numbers, parts = rows.tolist(), states.split(self.sizes[rows].tolist())
+        self.computed += len(numbers)
+        if self.file is not None:
+            self._write(numbers, parts)
+        return {row: part for row, part in zip(numbers, parts, strict=True) if not self._put(row, part)}
 
     def _write(self, rows: list[int], parts: Sequence[torch.Tensor]) -> None:
         assert self.file is not None
@@ -169,7 +225,7 @@ class StateTable:
             log.warning("the cache of frozen layers cannot be written (%s): it stays in memory from here on", error)
             self.file = None
 
-    def _keep(self, row: int, states: torch.Tensor) -> bool:
+    def _put(self, row: int, states: torch.Tensor) -> bool:
         """Put a row's states into memory where there is room."""
         end = self.taken + len(states)
         if end > len(self.memory) and not self._grow(end):
@@ -179,11 +235,18 @@ class StateTable:
         self.taken = end
         return True
 
+    @property
+    def _state_bytes(self) -> int:
+        return self.memory.shape[1] * self.memory.element_size()
+
+    def _room(self) -> int:
+        """States that this table may hold in memory, those that it does included."""
+        return (self.budget.memory_bytes - self.budget.held + self.held) // self._state_bytes
+
     def _grow(self, wanted: int) -> bool:
         """Room for so many states in memory, if the budget has it."""
-        state = self.memory.shape[1] * self.memory.element_size()
-        room = (self.budget.memory_bytes - self.budget.held + self.held) // state
-        size = min(max(2 * len(self.memory), wanted, FIRST_BYTES // state), int(self.sizes.sum()), room)
+        first = FIRST_BYTES // self._state_bytes
+        size = min(max(2 * len(self.memory), wanted, first), int(self.sizes.sum()), self._room())
         if size < wanted:
             return False
         try:

@@ -82,6 +82,10 @@ class PrefixFile:
         starts = (torch.cumsum(sizes, 0) - sizes) * state + 4 * len(sizes)
         self._starts = starts.tolist()
 
+    def has(self, row: int) -> bool:
+        """Whether the file says that it has a row; reading it may find it damaged."""
+        return os.pread(self._handle, 4, 4 * row) not in (b"", bytes(4))
+
     def read(self, row: int) -> torch.Tensor | None:
         """A row's states (states, width) on the CPU; None where the file has none that are whole."""
         size = self._bytes[row]

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from lorasweep.models.stream import RowStore, Segment
+from lorasweep.training.ahead import compute_ahead
 from lorasweep.training.lanes import Lanes
 
 if TYPE_CHECKING:
@@ -57,6 +58,8 @@ def _evaluate_together(
         return batch.unit_counts, task.predictions(logits).cpu(), task.unit_losses(logits, batch.labels).cpu()
 
     chunks = _chunks(order, store.lengths[order], rows_at_most, max(1, tokens_per_forward // count))
+    wanted = [([slot.index for slot in slots], order)]
+    compute_ahead(engine, store, wanted, training=False, lanes=lanes, tokens_per_forward=tokens_per_forward)
     chunks.reverse()  # the long rows first, so that lanes end together
     for units, predicted, unit in reversed(lanes.map(run, chunks, count * int(store.offsets[-1]))):
         for slot, (some, their) in enumerate(zip(predicted.split(units), unit.split(units), strict=True)):

@@ -22,6 +22,7 @@ from lorasweep.models.counts import ParameterCounts
 from lorasweep.models.dropout import stream_key
 from lorasweep.models.packed_lora import Engine
 from lorasweep.models.stream import RowStore, Segment
+from lorasweep.training.ahead import compute_ahead
 from lorasweep.training.evaluate import evaluate
 from lorasweep.training.events import Evaluated, Event, Failed, Finished, Stepped
 from lorasweep.training.forwards import Limits, cut_forwards
@@ -131,6 +132,12 @@ class Pack:
         slots, again = roster.training, set[int]()  # again: slots that went back to their step's start
         lanes = cut_forwards(slots, self.train, limits, engine, self.lanes.count)
         tokens = sum(int(self.train.lengths[part.rows].sum()) for lane in lanes for forward in lane for part in forward)
+        coming = [
+            ([part.slot for part in forward], torch.cat([part.rows for part in forward]))
+            for lane in lanes
+            for forward in lane
+        ]
+        compute_ahead(engine, self.train, coming, training=True, lanes=self.lanes, tokens_per_forward=limits.tokens)
         for results in self.lanes.map(self._run_lane, lanes, tokens):
             for segments, found, trouble in results:
                 events += found
