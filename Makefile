@@ -8,7 +8,7 @@ PIP = $(VENV)/bin/python -m pip install --disable-pip-version-check --quiet -c c
 INPUTS = pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup sweep resume plan leaderboard report promote ui doctor test test-fast torture lint bench bases clean
+.PHONY: help setup sweep resume plan leaderboard report promote ui doctor test test-fast torture lint bench gpu bases clean
 
 help:  ## this list
 	@echo "make TARGET [SWEEP=name] [ARGS=\"overrides\"]      (SWEEP is a file in sweeps/; default: quickstart)"
@@ -55,6 +55,10 @@ lint: $(VENV)/.dev  ## ruff and mypy
 bench: $(VENV)/.dev  ## solo and packed trials against plain PEFT and transformers.Trainer, interleaved
 	@$(VENV)/bin/python benchmarks/solo.py
 	@$(VENV)/bin/python benchmarks/packed.py $(ARGS)
+
+gpu:  ## tests and benchmark of a GPU, by any python3 that has torch: under 9 minutes, results in gpu-results/ (WHEELS=folder)
+	@python3 -c 'import torch' 2>/dev/null && python=python3 || { $(MAKE) --no-print-directory $(VENV)/.dev && python=$(VENV)/bin/python; }; \
+	$$python benchmarks/gpu $(if $(WHEELS),--wheels $(WHEELS)) $(ARGS)
 
 bases: $(VENV)/.runtime  ## pretrain the tiny demo bases again, from generated text
 	@$(VENV)/bin/python -m lorasweep.models.pretrain src/lorasweep/models/bases $(ARGS)

@@ -501,3 +501,50 @@ def test_the_reason_that_a_search_ends_is_told(folders: Folders) -> None:
     assert study.stop_reason() == "sweep.timeout_seconds=5 is over (5.0 s)"
     finish(study, ask(study))
     assert study.stop_reason() == "all 2 trials were started"
+
+
+# -- clones -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_clone_is_asked_for_first_and_beside_the_budget(folders: Folders) -> None:
+    study = start(folders, "sweep.trials=2", "sampler=random")
+    first = ask(study)
+    finish(study, first)
+    clone = SweepStudy.load(folders, "trial_study").clone(first.number, {"adapter.r": 8, "train.seed": 7})
+    assert clone == Asked(1, {**first.params, "adapter.r": 8, "train.seed": 7})
+    (waiting,) = [record for record in study.records() if record.trial == 1]
+    assert (waiting.state, waiting.reason) == (TrialState.RUNNING, "waits for a slot; a clone of trial 0")
+    assert study.interrupted() == []  # nobody left it: it waits
+    assert ask(study) == clone and study.interrupted() == [clone]
+    assert study.warm_from(clone.number) is None
+    finish(study, clone)
+    second = ask(study)
+    assert study.ask() is None and study.remaining() == 0
+    later = study.clone(second.number, {})
+    assert study.stop_reason() is None  # the budget is spent, and a clone waits all the same
+    assert ask(study) == later
+    assert study.stop_reason() == "all 2 trials were started"
+
+
+def test_a_clone_shifts_no_known_point_and_samplers_learn_from_it(folders: Folders) -> None:
+    import optuna
+
+    points = [{"adapter.r": r, "optimizer.lr": 1e-3, "adapter.layers": [0]} for r in (2, 4, 8)]
+    study = start(folders, "sampler=list", enqueue=points)
+    assert ask(study).params == points[0]
+    study.clone(0, {"optimizer.lr": 5e-3, "train.seed": 3})
+    clone, second = ask(study), ask(study)
+    assert clone.params == {**points[0], "optimizer.lr": 5e-3, "train.seed": 3}
+    assert second.params == points[1] and second.number == 2
+    assert ask(start(folders, "sampler=list", enqueue=points)).params == points[2]
+    theirs = optuna.load_study(study_name="trial_study", storage=f"sqlite:///{folders.study_db}")
+    assert theirs.trials[1].params == {"adapter.r": 2, "optimizer.lr": 5e-3, "adapter.layers": 0}
+
+
+def test_a_clone_cannot_start_from_an_adapter_that_is_not_there(folders: Folders) -> None:
+    study = start(folders)
+    asked = ask(study)
+    with pytest.raises(UsageError, match="left no adapter to start from"):
+        study.clone(asked.number, {}, warm=True)
+    with pytest.raises(StorageError, match="has no trial 9"):
+        study.clone(9, {})

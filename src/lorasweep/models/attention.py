@@ -161,7 +161,8 @@ def stream_attention(
     -> (1, tokens, heads, dim). Attention's inner dropout is off. `module.stream` is the base's `Current`."""
     plan = module.stream.forward.batch.attention
     causal = bool(getattr(module, "is_causal", False)) if is_causal is None else is_causal
-    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # (tokens, heads, dim)
+    # (tokens, heads, dim); positions leave query and key in float32 under autocast, which attention would round anyway
+    q, k, v = (x[0].transpose(0, 1).to(value.dtype) for x in (query, key, value))
     if plan.gather is not None:
         q, k, v = _Pad.apply(q, plan), _Pad.apply(k, plan), _Pad.apply(v, plan)
     outputs, start = [], 0

@@ -54,6 +54,7 @@ class Proposals(BaseSampler):
             raise ConfigError("sampler=list tries the points of `sweep.enqueue`, which is empty; add points there")
         if kind == "cmaes" and sum(dimension.kind != "categorical" for dimension in space.dimensions) < 2:
             raise ConfigError("sampler=cmaes needs at least two numeric keys in `sweep.space`; use sampler=tpe")
+        self.clones: list[int] = []  # numbers that no sampler proposed
         self._built: tuple[int, BaseSampler] = (-1, RandomSampler(0))
         self.grid = self._unvisited_grid() if kind == "grid" else []
 
@@ -66,12 +67,15 @@ class Proposals(BaseSampler):
 
     def known_point(self, number: int) -> dict[str, Any]:
         """Key -> value of what the number alone decides; empty where a sampler draws everything."""
-        if number < len(self.enqueued):
-            return self.enqueued[number]
+        if number in self.clones:
+            return {}
+        place = number - sum(clone < number for clone in self.clones)
+        if place < len(self.enqueued):
+            return self.enqueued[place]
         if self.settings.kind == "grid":
-            return self.grid[number - len(self.enqueued)]
+            return self.grid[place - len(self.enqueued)]
         if self.settings.kind == "qmc":
-            return sobol_point(self.space, self.settings.seed, number - len(self.enqueued))
+            return sobol_point(self.space, self.settings.seed, place - len(self.enqueued))
         return {}
 
     def _unvisited_grid(self) -> list[dict[str, Any]]:

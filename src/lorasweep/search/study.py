@@ -3,7 +3,7 @@
 The study is where a sweep's truth lives: which trials were asked for, with which point and MLflow run, and how they
 ended. It lives in sqlite (write-ahead log, long busy timeout), which a kill at any moment leaves whole. Every asked
 trial counts in the budget once, also a failed or interrupted one. A trial left RUNNING by a dead process is attached
-again, never asked twice. Neighbours: `space`, `samplers`, `storage`; `worker` drives it, `leaderboard` reads it.
+again, never asked twice. Neighbours: `reader` (what is stored), `samplers`, `pruners`, `clones`; `worker` drives it.
 """
 
 from __future__ import annotations
@@ -12,33 +12,27 @@ import json
 import math
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lorasweep.config import compose
 from lorasweep.config.home import Folders
 from lorasweep.config.schema import Config
 from lorasweep.errors import StorageError, TrialFailed, UsageError, nearest
-from lorasweep.records import TrialRecord, TrialState
-from lorasweep.search import reports, requests
+from lorasweep.records import TrialRecord
+from lorasweep.search import budget, clones, reports, requests
 from lorasweep.search.identity import check_same
 from lorasweep.search.objectives import Goals
 from lorasweep.search.pruners import Judge, rungs_of
+from lorasweep.search.reader import ABOUT, PARAMS, RECORD, RUN_ID, StudyReader
 from lorasweep.search.reports import Verdict
 from lorasweep.search.requests import Request
-from lorasweep.search.space import Space, parse_space
-from lorasweep.search.storage import StoredStudy, open_storage, read, readable_errors, study_names
+from lorasweep.search.space import Space
+from lorasweep.search.storage import open_storage, read, readable_errors, study_names
 
 if TYPE_CHECKING:
     import optuna
-    from optuna.trial import FrozenTrial
 
     from lorasweep.search.samplers import Proposals
-
-NEEDED_FOR_IMPORTANCES = 8  # complete trials below which a variance decomposition says nothing
-
-# Attributes of the study and of its trials; each holds one JSON text, so that it is written whole or not at all.
-ABOUT, SECONDS = "lorasweep", "lorasweep.seconds"
-PARAMS, RUN_ID, RECORD = "params", "run_id", "record"
 
 
 @dataclass(frozen=True)
@@ -49,16 +43,12 @@ class Asked:
     params: dict[str, Any]
 
 
-class SweepStudy:
-    """A study in storage. One process works on it at a time; every method sees what earlier ones stored.
-
-    Every method raises StorageError where the database cannot be read or written.
-    """
+class SweepStudy(StudyReader):
+    """A study that asks for trials and is told of them."""
 
     def __init__(self, folders: Folders, study: optuna.Study, about: dict[str, Any]):
         """`about`: identity, overrides, sweep_file and config as JSON types."""
-        self.folders, self._study, self._about = folders, study, about
-        self._stored = StoredStudy(folders, study)
+        super().__init__(folders, study, about)
         # a pause is for the workers that run at that moment, all of them: not for one that opens the study later
         self._earlier_pauses = {request.id for request in self._requests() if request.kind == requests.PAUSE}
 
@@ -138,50 +128,6 @@ class SweepStudy:
         with readable_errors(folders):
             return study_names(open_storage(folders), ABOUT)
 
-    # -- what it is -------------------------------------------------------------------------------------------------
-
-    @property
-    def name(self) -> str:
-        """The sweep's name."""
-        return self._study.study_name
-
-    @property
-    def metric(self) -> str:
-        """The objective's metric, as it is logged."""
-        return str(self._about["config"]["sweep"]["objective"]["metric"])
-
-    @property
-    def direction(self) -> str:
-        """maximize or minimize."""
-        return str(self._about["config"]["sweep"]["objective"]["direction"])
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """What makes the sweep itself, as it was first given."""
-        return dict(self._about["identity"])
-
-    @property
-    def overrides(self) -> list[str]:
-        """The overrides it was last started with."""
-        return list(self._about["overrides"])
-
-    @property
-    def sweep_file(self) -> str | None:
-        """Name of its file in sweeps/; None for the study of single trials."""
-        name = self._about["sweep_file"]
-        return None if name is None else str(name)
-
-    @cached_property
-    def config(self) -> Config:
-        """The config it was last started with."""
-        return compose.from_json(self._about["config"])
-
-    @cached_property
-    def space(self) -> Space | None:
-        """What varies; None for the study of single trials."""
-        sweep = self.config.sweep
-        return parse_space(sweep.space, self.config) if sweep.space or self.sweep_file else None
-
     @cached_property
     def proposals(self) -> Proposals | None:
         """Who proposes points; None for the study of single trials."""
@@ -190,24 +136,31 @@ class SweepStudy:
         return Proposals(self.config, self.space) if self.space is not None else None
 
     @cached_property
-    def goals(self) -> Goals:
-        """Objectives and constraints."""
-        return Goals(self.config)
-
-    @cached_property
     def _judge(self) -> Judge:
         return Judge(self.config.pruner, self.name, self.direction, self.metric)
 
     # -- asking -----------------------------------------------------------------------------------------------------
 
     def ask(self) -> Asked | None:
-        """The next trial, or None once the budget of trials is spent or every point was tried."""
-        if self.space is None or self.proposals is None or self.remaining() <= 0:
+        """The next trial, a clone that waits first; None once the budget of trials or the points are spent."""
+        if self.space is None or self.proposals is None or (self.remaining() <= 0 and not self._waiting_clones()):
             return None
         with readable_errors(self.folders):
-            self._study.sampler = self.proposals
+            self._study.sampler = self._informed(self.proposals)
             trial = self._study.ask()
-            return self._note(trial.number, self.space.suggest(trial))
+            params = read(self._stored.trial(trial.number), PARAMS)
+            if params is None:
+                return self._note(trial.number, self.space.suggest(trial))
+            clones.tell_params(self.space, trial, params)
+            return Asked(trial.number, params)
+
+    def _informed(self, proposals: Proposals) -> Proposals:
+        """The proposals, told which numbers are clones."""
+        proposals.clones = [frozen.number for frozen in self._stored.trials() if clones.clone_of(frozen)]
+        return proposals
+
+    def _waiting_clones(self) -> bool:
+        return any(frozen.state.name == "WAITING" for frozen in self._stored.trials())
 
     def ask_fixed(self, params: dict[str, Any]) -> Asked:
         """A trial at this very point, beyond any budget: for single trials."""
@@ -236,7 +189,7 @@ class SweepStudy:
                 with readable_errors(self.folders):
                     params = {}
                     if self.space is not None and self.proposals is not None:
-                        self._study.sampler = self.proposals
+                        self._study.sampler = self._informed(self.proposals)
                         params = self.space.suggest(optuna.trial.Trial(self._study, frozen._trial_id))
                     self._note(frozen.number, params)
             found.append(Asked(frozen.number, params))
@@ -247,11 +200,6 @@ class SweepStudy:
     def set_run(self, number: int, run_id: str) -> None:
         """Note the trial's MLflow run, so that a restart continues it."""
         self._stored.set(number, RUN_ID, run_id)
-
-    def run_id(self, number: int) -> str | None:
-        """The trial's MLflow run, None before it has one."""
-        run_id = read(self._stored.trial(number), RUN_ID)
-        return None if run_id is None else str(run_id)
 
     def rungs(self, max_samples: int) -> tuple[int, ...]:
         """Training samples at which a trial that trains `max_samples` at most is judged, ascending."""
@@ -349,33 +297,42 @@ class SweepStudy:
     def _requests(self) -> list[Request]:
         return requests.waiting(self._stored.attributes())
 
-    def warm_from(self, number: int) -> str | None:
-        """The run whose adapter this trial starts from; None: it starts afresh."""
-        return None
+    def clone(self, number: int, changes: dict[str, Any], warm: bool = False) -> Asked:
+        """A trial with the point of trial `number` and `changes` to it; it waits for a worker. With `warm` it starts
+        from that trial's adapter.
 
-    # -- reading ----------------------------------------------------------------------------------------------------
-
-    def records(self) -> list[TrialRecord]:
-        """Every trial ever asked for, by number; from one read of the storage."""
-        return [self._record(frozen) for frozen in self._stored.trials()]
-
-    def _record(self, frozen: FrozenTrial) -> TrialRecord:
-        run_id = read(frozen, RUN_ID) or ""
-        if not frozen.state.is_finished():
-            params = read(frozen, PARAMS) or {}
-            return TrialRecord(frozen.number, TrialState.RUNNING, params=params, run_id=run_id)
-        stored = read(frozen, RECORD)
-        if stored is None:
-            raise StorageError(
-                f"trial {frozen.number} of sweep {self.name!r} has ended without a record: something else wrote to "
-                f"{self.folders.study_db}; restore it from a backup, or start the sweep under another sweep.name"
+        Raises:
+            StorageError: there is no such trial.
+            UsageError: `warm`, and it left no adapter; a study of single trials.
+        """
+        if self.space is None:
+            raise UsageError(f"{self.name!r} holds single trials; train another one with `lorasweep train key=value …`")
+        params = {**(read(self._stored.trial(number), PARAMS) or {}), **changes}
+        if warm and self._adapter_of(number) is None:
+            raise UsageError(
+                f"trial {number} of sweep {self.name!r} left no adapter to start from: only trials that were complete, "
+                "or stopped by hand after an evaluation, do; leave --warm out"
             )
-        return TrialRecord.from_json(stored)
+        waiting = clones.template(self.space, params, PARAMS, {"of": number, "warm": warm})
+        with readable_errors(self.folders):
+            made = self._stored.storage.create_new_trial(self._study._study_id, template_trial=waiting)
+            return Asked(self._stored.storage.get_trial(made).number, params)
 
-    def counts(self) -> dict[str, int]:
-        """State -> number of trials, every state by its name."""
-        states = [record.state for record in self.records()]
-        return {str(state): states.count(state) for state in TrialState}
+    def warm_from(self, number: int) -> Path | None:
+        """The adapter that this trial starts from; None: it starts afresh.
+
+        Raises:
+            StorageError: it is gone.
+        """
+        origin = clones.clone_of(self._stored.trial(number))
+        if origin is None or not origin["warm"]:
+            return None
+        adapter = self._adapter_of(origin["of"])
+        if adapter is None:
+            raise StorageError(f"trial {number} starts from the adapter of trial {origin['of']}, which is gone")
+        return adapter
+
+    # -- budgets ----------------------------------------------------------------------------------------------------
 
     def budget(self) -> int:
         """Number of trials that the sweep may have in all."""
@@ -385,8 +342,9 @@ class SweepStudy:
         return points if self.config.sampler.kind == "list" else min(trials, points)
 
     def remaining(self) -> int:
-        """Trials that may still be asked for."""
-        return max(0, self.budget() - len(self._stored.trials())) if self.space is not None else 0
+        """Trials that may still be asked for, clones aside."""
+        counted = sum(clones.clone_of(frozen) is None for frozen in self._stored.trials())
+        return max(0, self.budget() - counted) if self.space is not None else 0
 
     def budget_spent(self, samples_in_training: int = 0) -> bool:
         """Whether no further trial may start."""
@@ -397,52 +355,11 @@ class SweepStudy:
 
         `samples_in_training`: training rows seen by the trials that have not ended.
         """
-        sweep, seconds = self.config.sweep, self.seconds()
+        if self._waiting_clones():
+            return None
         seen = self.samples_seen() + samples_in_training
-        if not self.remaining():
-            return f"all {self.budget()} trials were started"
-        if sweep.timeout_seconds is not None and seconds >= sweep.timeout_seconds:
-            return f"sweep.timeout_seconds={sweep.timeout_seconds:g} is over ({seconds:.1f} s)"
-        if sweep.total_samples is not None and seen >= sweep.total_samples:
-            return f"sweep.total_samples={sweep.total_samples:,} were seen ({seen:,})"
-        if sweep.target_value is not None:
-            return self._target_reached(sweep.target_value)
-        return None
-
-    def _target_reached(self, target: float) -> str | None:
-        for record in self.records():
-            if record.state is not TrialState.COMPLETE or record.value is None or self.goals.broken(record):
-                continue
-            if record.value >= target if self.direction == "maximize" else record.value <= target:
-                return f"trial {record.trial} reached sweep.target_value={target:g} ({self.metric} {record.value:.4f})"
-        return None
-
-    def samples_seen(self) -> int:
-        """Training rows seen by the trials that have ended."""
-        return sum(record.samples for record in self.records())
-
-    def add_seconds(self, seconds: float) -> None:
-        """Count time spent on this sweep; adds up over restarts."""
-        self._stored.set_attribute(SECONDS, self.seconds() + seconds)
-
-    def seconds(self) -> float:
-        """Seconds of sweep so far."""
-        return float(self._stored.attributes().get(SECONDS, 0.0))
-
-    def importances(self) -> dict[str, float]:
-        """Share of the objective's variance that each key explains (fANOVA); empty where too little is known."""
-        import optuna
-
-        complete = [frozen for frozen in self._stored.trials() if frozen.state == optuna.trial.TrialState.COMPLETE]
-        if len(complete) < NEEDED_FOR_IMPORTANCES or len({frozen.values[0] for frozen in complete}) < 2:
-            return {}
-        if not set.intersection(*(set(frozen.params) for frozen in complete)):
-            return {}
-        evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
-        shares = optuna.importance.get_param_importances(
-            self._study, evaluator=evaluator, target=lambda frozen: frozen.values[0]
-        )
-        return {key: float(share) for key, share in shares.items()}
+        spent = budget.spent(self.config.sweep, self.budget(), self.remaining(), self.seconds(), seen)
+        return spent or budget.reached(self.config.sweep, self.goals, self.records())
 
 
 __all__ = ["Asked", "SweepStudy"]

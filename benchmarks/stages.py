@@ -1,0 +1,77 @@
+"""Where a sweep's wall time goes: `lorasweep sweep` in this process with a stopwatch around each of its parts.
+
+    python benchmarks/stages.py SWEEP [overrides]     prints one JSON line: seconds by stage
+
+A stage's seconds are wall time in the main thread, those of stages inside it taken out; "other" is what is left between
+start and end. Part of `packed.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+SECONDS: dict[str, float] = defaultdict(float)
+RUNNING: list[str] = []
+MARK = [time.perf_counter()]
+
+
+def _switch() -> None:
+    now = time.perf_counter()
+    SECONDS[RUNNING[-1] if RUNNING else "other"] += now - MARK[0]
+    MARK[0] = now
+
+
+def timed(owner: Any, name: str, stage: str, unless: str = "") -> None:
+    """Count a function's or method's wall time towards a stage, `unless` another one is running."""
+    inner: Callable[..., Any] = getattr(owner, name)
+
+    def outer(*args: Any, **kwargs: Any) -> Any:
+        if unless and unless in RUNNING:
+            return inner(*args, **kwargs)
+        _switch()
+        RUNNING.append(stage)
+        try:
+            return inner(*args, **kwargs)
+        finally:
+            _switch()
+            RUNNING.pop()
+
+    setattr(owner, name, outer)
+
+
+def main() -> None:
+    RUNNING.append("import")
+    from lorasweep import leaderboard, report, sweep
+    from lorasweep.checkpoint import Checkpoints
+    from lorasweep.search import study
+    from lorasweep.tracking import Tracker
+    from lorasweep.training import pack
+    from lorasweep.workbench import Workbench
+
+    _switch()
+    RUNNING.pop()
+    for name in ("data", "base", "encoded", "pack"):
+        timed(Workbench, name, "load")
+    timed(pack.Lanes, "map", "forward + backward", unless="evaluate")
+    timed(pack, "gradient_norms", "optimizer")
+    timed(pack, "optimizer_step", "optimizer")
+    timed(pack, "evaluate", "evaluate")
+    for name in ("open_sweep", "close_sweep", "start_trial", "log", "flush", "finish_trial", "close"):
+        timed(Tracker, name, "tracking")
+    for name in ("open", "ask", "complete", "fail", "prune", "budget_spent", "set_run", "add_seconds", "interrupted"):
+        timed(study.SweepStudy, name, "study")
+    timed(Checkpoints, "save", "checkpoints")
+    timed(report, "attach", "report")
+    timed(leaderboard.Leaderboard, "of", "leaderboard")
+    sweep.start(sys.argv[1], sys.argv[2:], quiet=True)
+    _switch()
+    print(json.dumps({stage: round(seconds, 3) for stage, seconds in SECONDS.items()}))
+
+
+if __name__ == "__main__":
+    main()

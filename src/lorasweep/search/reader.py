@@ -1,0 +1,159 @@
+"""What a stored sweep is and holds: its settings, its trials as records, time and samples spent.
+
+Neighbours: `storage` (below), `study` (adds asking and telling).
+"""
+
+from __future__ import annotations
+
+import copy
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lorasweep.config import compose
+from lorasweep.config.home import Folders
+from lorasweep.config.schema import Config
+from lorasweep.errors import StorageError
+from lorasweep.records import TrialRecord, TrialState
+from lorasweep.search import clones
+from lorasweep.search.objectives import Goals
+from lorasweep.search.space import Space, parse_space
+from lorasweep.search.storage import StoredStudy, read
+
+if TYPE_CHECKING:
+    import optuna
+    from optuna.trial import FrozenTrial
+
+NEEDED_FOR_IMPORTANCES = 8  # complete trials below which a variance decomposition says nothing
+
+# Attributes of the study and of its trials; each holds one JSON text, so that it is written whole or not at all.
+ABOUT, SECONDS = "lorasweep", "lorasweep.seconds"
+PARAMS, RUN_ID, RECORD = "params", "run_id", "record"
+
+
+class StudyReader:
+    """A study as it is stored; every method sees what others have written by then.
+
+    Every method raises StorageError where the database cannot be read or written.
+    """
+
+    def __init__(self, folders: Folders, study: optuna.Study, about: dict[str, Any]):
+        """`about`: identity, overrides, sweep_file and config as JSON types."""
+        self.folders, self._study, self._about = folders, study, about
+        self._stored = StoredStudy(folders, study)
+        self._ended: dict[int, TrialRecord] = {}  # records of trials that have ended, which no longer change
+
+    # -- what it is -------------------------------------------------------------------------------------------------
+
+    @property
+    def name(self) -> str:
+        """The sweep's name."""
+        return self._study.study_name
+
+    @property
+    def metric(self) -> str:
+        """The objective's metric, as it is logged."""
+        return str(self._about["config"]["sweep"]["objective"]["metric"])
+
+    @property
+    def direction(self) -> str:
+        """maximize or minimize."""
+        return str(self._about["config"]["sweep"]["objective"]["direction"])
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What makes the sweep itself, as it was first given."""
+        return dict(self._about["identity"])
+
+    @property
+    def overrides(self) -> list[str]:
+        """The overrides it was last started with."""
+        return list(self._about["overrides"])
+
+    @property
+    def sweep_file(self) -> str | None:
+        """Name of its file in sweeps/; None for the study of single trials."""
+        name = self._about["sweep_file"]
+        return None if name is None else str(name)
+
+    @cached_property
+    def config(self) -> Config:
+        """The config it was last started with."""
+        return compose.from_json(self._about["config"])
+
+    @cached_property
+    def space(self) -> Space | None:
+        """What varies; None for the study of single trials."""
+        sweep = self.config.sweep
+        return parse_space(sweep.space, self.config) if sweep.space or self.sweep_file else None
+
+    @cached_property
+    def goals(self) -> Goals:
+        """Objectives and constraints."""
+        return Goals(self.config)
+
+    # -- what it holds ----------------------------------------------------------------------------------------------
+
+    def records(self) -> list[TrialRecord]:
+        """Every trial ever asked for, by number; from one read of the storage."""
+        return [self._record(frozen) for frozen in self._stored.trials()]
+
+    def _record(self, frozen: FrozenTrial) -> TrialRecord:
+        run_id = read(frozen, RUN_ID) or ""
+        if not frozen.state.is_finished():
+            params, origin = read(frozen, PARAMS) or {}, clones.clone_of(frozen)
+            waits = f"waits for a slot; a clone of trial {origin['of']}" if origin else None
+            reason = waits if frozen.state.name == "WAITING" else None
+            return TrialRecord(frozen.number, TrialState.RUNNING, params=params, run_id=run_id, reason=reason)
+        if frozen.number in self._ended:
+            return copy.copy(self._ended[frozen.number])
+        stored = read(frozen, RECORD)
+        if stored is None:
+            raise StorageError(
+                f"trial {frozen.number} of sweep {self.name!r} has ended without a record: something else wrote to "
+                f"{self.folders.study_db}; restore it from a backup, or start the sweep under another sweep.name"
+            )
+        self._ended[frozen.number] = TrialRecord.from_json(stored)
+        return copy.copy(self._ended[frozen.number])
+
+    def counts(self) -> dict[str, int]:
+        """State -> number of trials, every state by its name."""
+        states = [record.state for record in self.records()]
+        return {str(state): states.count(state) for state in TrialState}
+
+    def run_id(self, number: int) -> str | None:
+        """The trial's MLflow run, None before it has one."""
+        run_id = read(self._stored.trial(number), RUN_ID)
+        return None if run_id is None else str(run_id)
+
+    def _adapter_of(self, number: int) -> Path | None:
+        run_id = self.run_id(number)
+        found = self.folders.mlruns.glob(f"*/{run_id}/artifacts/adapter/adapter_model.safetensors") if run_id else []
+        return next((path.parent for path in found), None)
+
+    def samples_seen(self) -> int:
+        """Training rows seen by the trials that have ended."""
+        return sum(record.samples for record in self.records())
+
+    def add_seconds(self, seconds: float) -> None:
+        """Count time spent on this sweep; adds up over restarts."""
+        self._stored.set_attribute(SECONDS, self.seconds() + seconds)
+
+    def seconds(self) -> float:
+        """Seconds of sweep so far."""
+        return float(self._stored.attributes().get(SECONDS, 0.0))
+
+    def importances(self) -> dict[str, float]:
+        """Share of the objective's variance that each key explains (fANOVA); empty where too little is known."""
+        import optuna
+
+        complete = [frozen for frozen in self._stored.trials() if frozen.state == optuna.trial.TrialState.COMPLETE]
+        if len(complete) < NEEDED_FOR_IMPORTANCES or len({frozen.values[0] for frozen in complete}) < 2:
+            return {}
+        if not set.intersection(*(set(frozen.params) for frozen in complete)):
+            return {}
+        evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
+        shares = optuna.importance.get_param_importances(
+            self._study, evaluator=evaluator, target=lambda frozen: frozen.values[0]
+        )
+        return {key: float(share) for key, share in shares.items()}
