@@ -52,13 +52,11 @@ torture: $(VENV)/.dev  ## kill sweeps at every failpoint and at random moments, 
 lint: $(VENV)/.dev  ## ruff and mypy
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy
 
-bench: $(VENV)/.dev  ## solo and packed trials against plain PEFT and transformers.Trainer, interleaved
-	@$(VENV)/bin/python benchmarks/solo.py
-	@$(VENV)/bin/python benchmarks/packed.py $(ARGS)
-
-gpu:  ## tests and benchmark of a GPU, by any python3 that has torch: under 9 minutes, results in gpu-results/ (WHEELS=folder)
-	@python3 -c 'import torch' 2>/dev/null && python=python3 || { $(MAKE) --no-print-directory $(VENV)/.dev && python=$(VENV)/bin/python; }; \
-	$$python benchmarks/gpu $(if $(WHEELS),--wheels $(WHEELS)) $(ARGS)
+bench: $(VENV)/.dev  ## packed trials against the Trainer and plain PEFT, interleaved; BASE=DIR DATA=DIR (train.tsv, dev.tsv) for your own
+	@$(VENV)/bin/python benchmarks/steps.py --name tiny --batch-size 2 --slots 1 4 16 32
+	@$(VENV)/bin/python benchmarks/packed.py --name tiny --trials 16 --steps 50 --batch-size 2 --eval-steps 25 $(ARGS)
+	@test -z "$(BASE)" || $(VENV)/bin/python benchmarks/steps.py --name base --model $(BASE) --train $(DATA)/train.tsv --targets query,value --steps 10 --slots 1 4 8
+	@test -z "$(BASE)" || $(VENV)/bin/python benchmarks/packed.py --name base --model $(BASE) --train $(DATA)/train.tsv --eval $(DATA)/dev.tsv $(ARGS)
 
 bases: $(VENV)/.runtime  ## pretrain the tiny demo bases again, from generated text
 	@$(VENV)/bin/python -m lorasweep.models.pretrain src/lorasweep/models/bases $(ARGS)

@@ -1,15 +1,16 @@
-"""One trial, three ways, interleaved in one process: lorasweep with one slot, plain PEFT + torch, the Trainer.
+"""Training steps alone, interleaved in one process: lorasweep with several slots, plain PEFT + torch, the Trainer.
 
-    python benchmarks/solo.py [--model DIR_OR_ID] [--train FILE.tsv] [--steps 100] [--batch-size 8] [--rounds 5]
+    python benchmarks/steps.py [--model DIR_OR_ID] [--train FILE.tsv] [--steps 100] [--batch-size 8] [--slots 1 4 16]
 
-Each way trains the same LoRA (all linear layers, no dropout) on the same rows in the same order; loading is not timed.
-The hand-written loop pads each batch to its longest row, as a careful user would. Prints medians and ratios, and one
-JSON line. Without --model and --train it uses the tiny demo base and the demo reviews.
+Each way trains the same LoRA (no dropout) on the same rows in the same order; loading and evaluation are not timed. The
+hand-written loop pads each batch to its longest row, as a careful user would. Prints medians and ratios, and writes
+them as JSON into --out. Without --model and --train it uses the tiny demo base and the demo reviews.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import os
 import statistics
@@ -60,7 +61,10 @@ def peft_model(config: Config, labels: int) -> torch.nn.Module:
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
     adapter = LoraConfig(
-        task_type=TaskType.SEQ_CLS, r=config.adapter.r, lora_alpha=config.adapter.alpha, target_modules="all-linear"
+        task_type=TaskType.SEQ_CLS,
+        r=config.adapter.r,
+        lora_alpha=config.adapter.alpha,
+        target_modules=config.adapter.targets,
     )
     return get_peft_model(model, adapter)
 
@@ -124,12 +128,16 @@ def by_trainer(workbench: Workbench, config: Config, folder: Path) -> Callable[[
     return run
 
 
-def by_lorasweep(workbench: Workbench, config: Config) -> Callable[[], float]:
-    """A pack of one. The evaluation that closes every trial is taken out of the time."""
+def by_lorasweep(workbench: Workbench, config: Config, slots: int) -> Callable[[], float]:
+    """Seconds a trial in a pack of `slots`. The evaluation that closes every trial is taken out of the time."""
+    trials = [copy.deepcopy(config) for _ in range(slots)]
+    for seed, trial in enumerate(trials):
+        trial.train.seed = config.train.seed + seed
     pack = workbench.pack(config)
 
     def run() -> float:
-        pack.admit(0, config)
+        for number, trial in enumerate(trials):
+            pack.admit(number, trial)
         started, steps = time.perf_counter(), 0
         while steps < config.train.max_steps - 1:  # the last step brings the closing evaluation with it
             pack.advance()
@@ -137,50 +145,80 @@ def by_lorasweep(workbench: Workbench, config: Config) -> Callable[[], float]:
         elapsed = time.perf_counter() - started
         while not any(isinstance(event, Finished) for event in pack.advance()):
             pass
-        pack.evict(0)
-        return elapsed * config.train.max_steps / (config.train.max_steps - 1)
+        for number in range(slots):
+            pack.evict(number)
+        return elapsed * config.train.max_steps / (config.train.max_steps - 1) / slots
 
     return run
 
 
+def on_one_thread(run: Callable[[], float]) -> Callable[[], float]:
+    """The same with one thread: on a small base faster than torch's default of one a core."""
+
+    def alone() -> float:
+        torch.set_num_threads(1)
+        return run()
+
+    return alone
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--name", default="tiny", help="of the table and of its files")
     parser.add_argument("--model", default="builtin:tiny_encoder")
     parser.add_argument("--train", help="a .tsv with the columns sentence and label; default: the demo reviews")
+    parser.add_argument("--targets", default="all-linear", help="all-linear, or module endings with commas")
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--slots", type=int, nargs="+", default=[1, 4, 16])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--folder", type=Path, default=Path("/tmp/lorasweep-bench"))
+    parser.add_argument("--out", type=Path, default=Path("bench-results"))
     arguments = parser.parse_args()
+    targets = arguments.targets if "," not in arguments.targets else f"[{arguments.targets}]"
     overrides = [
         "model=hf", f"model.path={arguments.model}", f"train.max_steps={arguments.steps}", "data.max_length=64",
         f"train.batch_size={arguments.batch_size}", "train.base_dropout=0", "data.max_eval_rows=64",
+        f"adapter.targets={targets}",
     ]  # fmt: skip
     if arguments.train:
         overrides += ["data=file", f"data.train={arguments.train}", "data.text_column=sentence"]
     config = compose.compose(overrides, home=Home.find())
     prepare(config.launcher)
-    workbench = Workbench(Folders(arguments.folder), config.sweep.objective, 1)
+    first, folders = config.sweep.objective, Folders(arguments.folder)
+    workbench = Workbench(folders, first, 1)
+    cores = torch.get_num_threads()
+    hand, trainer = by_hand(workbench, config), by_trainer(workbench, config, arguments.folder)
     ways = {
-        "lorasweep, one slot": by_lorasweep(workbench, config),
-        "PEFT + torch by hand": by_hand(workbench, config),
-        "transformers.Trainer": by_trainer(workbench, config, arguments.folder),
+        "PEFT + torch by hand": hand,
+        **({"PEFT + torch by hand, one thread": on_one_thread(hand)} if cores > 1 else {}),
+        "transformers.Trainer": trainer,
+        **{
+            f"lorasweep, {slots} slots": by_lorasweep(Workbench(folders, first, slots), config, slots)
+            for slots in arguments.slots
+        },
     }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for round_number in range(arguments.rounds + 1):  # the first round warms up and is not counted
         for name, run in ways.items():
+            torch.set_num_threads(cores)
             elapsed = run()
             if round_number:
                 seconds[name].append(elapsed)
     medians = {name: statistics.median(values) for name, values in seconds.items()}
-    ours, samples = medians["lorasweep, one slot"], arguments.steps * arguments.batch_size
-    print(
-        f"{arguments.model}, batch {arguments.batch_size}, {arguments.steps} steps, {torch.get_num_threads()} threads"
-    )
+    fastest = min((name for name in medians if name.startswith("PEFT")), key=lambda name: medians[name])
+    samples = arguments.steps * arguments.batch_size
+    tokens = float(workbench.encoded(config)[0].lengths.float().mean()) * arguments.batch_size
+    title = f"{arguments.name}: batch {arguments.batch_size}, about {tokens:.0f} tokens a slot, {cores} threads"
+    lines = [f"### {title}", "", f"| | samples/s (least to most) | of {fastest} |", "|---|---|---|"]
     for name, median in medians.items():
-        spread = f"{min(seconds[name]):.2f} to {max(seconds[name]):.2f}"
-        print(f"{name:<22} {median:6.2f} s ({spread})  {samples / median:7.1f} samples/s  {median / ours:5.2f}x ours")
-    print(json.dumps({"model": arguments.model, "steps": arguments.steps, "median_seconds": medians}))
+        spread = f"{samples / max(seconds[name]):.0f} to {samples / min(seconds[name]):.0f}"
+        lines.append(f"| {name} | {samples / median:.0f} ({spread}) | {medians[fastest] / median:.2f}x |")
+    print("\n".join(lines))
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    (arguments.out / f"steps-{arguments.name}.md").write_text("\n".join([*lines, ""]))
+    document = {"title": title, "samples": samples, "seconds_a_trial": seconds, "median_seconds": medians}
+    (arguments.out / f"steps-{arguments.name}.json").write_text(json.dumps(document, indent=2))
 
 
 if __name__ == "__main__":
