@@ -113,6 +113,14 @@ def build_parser() -> argparse.ArgumentParser:
     ui = command("ui", _ui, "the MLflow UI on 127.0.0.1, opened at the sweep's leaderboard")
     ui.add_argument("name", nargs="?", help="the sweep to open; default: the newest")
     ui.add_argument("--port", type=int, default=5000)
+    stop = command("stop", _stop, "end a running trial now, with what it has")
+    copy = command("clone", _clone, "train a trial's point again with some values changed, beside the budget")
+    for acts in (stop, copy):
+        acts.add_argument("name")
+        acts.add_argument("trial", type=_number, metavar="TRIAL")
+    copy.add_argument("--warm", action="store_true", help="start from that trial's adapter")
+    pause = command("pause", _pause, "save a running sweep and let its processes leave; resume continues it")
+    pause.add_argument("name")
     command("doctor", _doctor, "versions, devices, storage: what would not work and how to mend it")
     return parser
 
@@ -120,6 +128,12 @@ def build_parser() -> argparse.ArgumentParser:
 def _count(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"an integer > 0 is needed, got {text!r}")
+    return int(text)
+
+
+def _number(text: str) -> int:
+    if not text.isascii() or not text.isdigit():
+        raise argparse.ArgumentTypeError(f"a trial's number is needed, got {text!r}")
     return int(text)
 
 
@@ -224,6 +238,41 @@ def _ui(arguments: argparse.Namespace, overrides: list[str]) -> int:
     from lorasweep import ui
 
     return ui.serve(arguments.name, overrides, port=arguments.port, as_json=arguments.json)
+
+
+def _stop(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    from lorasweep import control
+
+    control.stop(arguments.name, arguments.trial, overrides)
+    if arguments.json:
+        _print_json({"sweep": arguments.name, "stop": arguments.trial})
+    else:
+        print(f"Trial {arguments.trial} ends as pruned at its worker's next turn.")
+    return 0
+
+
+def _clone(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    from lorasweep import control
+
+    made = control.clone(arguments.name, arguments.trial, overrides, warm=arguments.warm)
+    if arguments.json:
+        _print_json({"sweep": arguments.name, "clone_of": arguments.trial, "trial": made.number, "params": made.params})
+    else:
+        print(f"Trial {made.number} waits for the next free slot; `lorasweep resume {arguments.name}` trains it where")
+        print("no process works on the sweep.")
+    return 0
+
+
+def _pause(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    from lorasweep import control
+
+    running = control.pause(arguments.name, overrides)
+    if arguments.json:
+        _print_json({"sweep": arguments.name, "running": running})
+    else:
+        print(f"The processes on {arguments.name} save trials {', '.join(map(str, running))} and leave at their next")
+        print(f"turn; `lorasweep resume {arguments.name}` goes on.")
+    return 0
 
 
 def _doctor(arguments: argparse.Namespace, overrides: list[str]) -> int:

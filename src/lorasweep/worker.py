@@ -31,6 +31,7 @@ from lorasweep.search.requests import PAUSE
 if TYPE_CHECKING:
     from lorasweep.search.study import Asked, SweepStudy
     from lorasweep.tracking import Tracker
+    from lorasweep.training.pack import Pack
     from lorasweep.workbench import Workbench
 
 
@@ -174,6 +175,7 @@ class Worker:
         try:
             if candidate.saved is None:
                 pack.admit(asked.number, config, self.study.rungs(total_samples(config.train, pack.roster.rows)))
+                self._warm(asked.number, pack)
             else:
                 pack.load_state(asked.number, config, candidate.saved.tensors, candidate.saved.fields)
         except (ConfigError, TrialFailed) as error:
@@ -188,6 +190,21 @@ class Worker:
         if candidate.ended is None:
             self._start_run(trial)
             self.progress.trial_started(asked.number, asked.params, pack.max_steps(asked.number))
+
+    def _warm(self, number: int, pack: Pack) -> None:
+        """Give a clone that asks for it the adapter of the trial that it was made from."""
+        from lorasweep.models.packed_lora import PackedLora
+
+        try:
+            adapter = self.study.warm_from(number)
+            if adapter is None:
+                return
+            if pack.roster.waiting(number) is not None or not isinstance(pack.engine, PackedLora):
+                raise TrialFailed("config", f"trial {number} cannot start from {adapter}: no adapter slot")
+            pack.engine.start_from(pack.roster.slot(number).index, adapter)
+        except (StorageError, TrialFailed) as error:
+            pack.evict(number)
+            raise error if isinstance(error, TrialFailed) else TrialFailed("config", str(error)) from None
 
     def _start_run(self, trial: RunningTrial) -> None:
         from lorasweep.provenance import gather

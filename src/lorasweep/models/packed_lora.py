@@ -360,6 +360,18 @@ class PackedLora:
         """The inverse of `save`."""
         self.arena.write(index, values["values"], self.arena.row(index))
 
+    def start_from(self, index: int, folder: Path) -> None:
+        """Give a trial that was just admitted the values of an adapter that was exported, for its start.
+
+        Raises:
+            StorageError: it cannot be read, or is of another base, rank or set of layers.
+        """
+        from lorasweep.models.peft_format import import_adapter
+
+        trial = self._trial(index)
+        row = import_adapter(self.base, trial.adapter, trial.layout, folder)
+        self.load(index, {"values": row.to(self.base.device)})
+
     def state(self, index: int, gradients: bool) -> dict[str, torch.Tensor]:
         """Values and moments; gradients too where an optimizer step is half accumulated."""
         state = self.save(index) | self.arena.moments(index)

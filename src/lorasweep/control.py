@@ -1,0 +1,99 @@
+"""The commands that act on a sweep while it runs: stop a trial, clone one, pause the sweep. From any terminal.
+
+They write what is asked into the study; running workers look there and act at their next turn. Neighbours:
+`search.study` (where requests lie), `worker` (who acts), `cli` (who calls).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lorasweep.config import compose
+from lorasweep.config.home import Folders, Home
+from lorasweep.config.schema import TRIAL_GROUPS
+from lorasweep.errors import ConfigError, UsageError
+from lorasweep.records import TrialRecord, TrialState
+from lorasweep.search.requests import PAUSE, STOP
+from lorasweep.search.study import Asked, SweepStudy
+
+RESHAPING = ("model", "quantization", "adapter", "task")  # groups that decide which weights an adapter has
+NO_WEIGHTS = ("adapter.dropout", "adapter.alpha")
+
+
+def stop(name: str, trial: int, overrides: list[str]) -> None:
+    """Ask that a running trial ends as pruned, with what it has.
+
+    Raises:
+        UsageError: no such sweep or trial, or the trial has ended.
+    """
+    study, _ = _open(name, overrides)
+    record = _trial(study, trial)
+    if record.state is not TrialState.RUNNING:
+        raise UsageError(f"trial {trial} of sweep {name!r} has ended already: it is {record.state}")
+    if not any(request.kind == STOP and request.trial == trial for request in study.requests()):
+        study.request(STOP, trial)
+
+
+def pause(name: str, overrides: list[str]) -> list[int]:
+    """Ask the processes that train this sweep to save and leave; the trials that are running, by number.
+
+    Raises:
+        UsageError: no such sweep, or none of its trials is running.
+    """
+    study, _ = _open(name, overrides)
+    running = [asked.number for asked in study.interrupted()]
+    if not running:
+        raise UsageError(f"no trial of sweep {name!r} is running: there is nothing to pause")
+    study.request(PAUSE)
+    return running
+
+
+def clone(name: str, trial: int, overrides: list[str], warm: bool = False) -> Asked:
+    """A new trial from the point of another one, with `overrides` to it; it waits for a slot.
+
+    Raises:
+        UsageError: no such sweep or trial; `warm` and there is no adapter, or one of another shape.
+        ConfigError: an override that is no setting of a trial, or a config that cannot work.
+    """
+    study, home = _open(name, overrides)
+    record = _trial(study, trial)
+    words = [word for word in overrides if not word.startswith("tracking.")]
+    changes = compose.parse_overrides(words)
+    for key in changes:
+        if key.partition(".")[0] not in TRIAL_GROUPS:
+            raise ConfigError(
+                f"`{key}` is one for the whole sweep; a clone can change settings of {', '.join(TRIAL_GROUPS)}"
+            )
+    params = {**record.params, **changes}
+    if warm:
+        _check_warm(record, changes)
+    compose.compose_trial(study.overrides, study.sweep_file, params, home)
+    return study.clone(trial, changes, warm)
+
+
+def _check_warm(record: TrialRecord, changes: dict[str, Any]) -> None:
+    reshaped = [
+        key
+        for key, value in changes.items()
+        if key.partition(".")[0] in RESHAPING and key not in NO_WEIGHTS and record.params.get(key) != value
+    ]
+    if reshaped:
+        raise UsageError(
+            f"`{reshaped[0]}` changes which weights there are, so trial {record.trial}'s adapter cannot be its start; "
+            "leave --warm out, or that override"
+        )
+
+
+def _open(name: str, overrides: list[str]) -> tuple[SweepStudy, Home]:
+    home = Home.find()
+    folder = compose.tracking_folder([word for word in overrides if word.startswith("tracking.")], home)
+    return SweepStudy.load(Folders(folder), name), home
+
+
+def _trial(study: SweepStudy, number: int) -> TrialRecord:
+    records = study.records()
+    found = next((record for record in records if record.trial == number), None)
+    if found is None:
+        there = f"0 to {len(records) - 1}" if records else "none yet"
+        raise UsageError(f"sweep {study.name!r} has no trial {number}; there are {there}")
+    return found
