@@ -12,7 +12,7 @@ from gpulab import on, on_each_device, pack_on, plain_loss, plain_model, relativ
 from safetensors.torch import load_file
 
 from enginelab import base_of, build_base, clone, config, export_now, mixed_trials, rows, run
-from lorasweep.models.dropout import keep_mask, threshold
+from lorasweep.models.dropout import column_hash, keep_mask, row_hashes, threshold
 from lorasweep.training.slot import DataOrder
 
 # Relative differences allowed. bf16 has 8 bits of mantissa: each product is off by up to 0.4%, and over two layers
@@ -155,10 +155,14 @@ def reference_hash(key: int, place: int, layer: int, column: int) -> int:
 def test_masks_are_a_pure_function_of_integers(device: str) -> None:
     n, width, layer, limit = 300, 256, 23, threshold(0.3)
     keys = torch.randint(-(2**31), 2**31 - 1, (n,), generator=torch.Generator().manual_seed(3)).to(torch.int32)
-    arguments = (keys, torch.arange(n, dtype=torch.int32), torch.full((n,), limit, dtype=torch.int32))
-    on_cpu = keep_mask(arguments[0], arguments[1], layer, width, arguments[2])
-    there = [tensor.to(device) for tensor in arguments]
-    assert torch.equal(keep_mask(there[0], there[1], layer, width, there[2]).cpu(), on_cpu)
+
+    def mask_on(where: str) -> torch.Tensor:
+        places, limits = torch.arange(n, dtype=torch.int32), torch.full((n, 1), limit, dtype=torch.int32)
+        hashes = row_hashes(keys.to(where), places.to(where), range(20, 30))[layer - 20]
+        return keep_mask(hashes, column_hash(width, torch.device(where)), limits.to(where)).cpu()
+
+    on_cpu = mask_on("cpu")
+    assert torch.equal(mask_on(device), on_cpu)
     assert float(on_cpu.float().mean()) == pytest.approx(0.7, abs=0.01)
     for row, column in ((0, 0), (7, 255), (299, 128), (150, 1)):
         expected = reference_hash(int(keys[row]) & (2**32 - 1), row, layer, column) >= limit

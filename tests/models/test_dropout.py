@@ -5,13 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lorasweep.models.dropout import keep_mask, stream_key, threshold
+from lorasweep.models.dropout import column_hash, keep_mask, row_hashes, stream_key, threshold
 
 
 def mask(key: int, layer: int, rate: float, rows: int = 600, width: int = 256, first: int = 0) -> torch.Tensor:
     keys = torch.full((rows,), key, dtype=torch.int32)
     places = torch.arange(first, first + rows, dtype=torch.int32)
-    return keep_mask(keys, places, layer, width, torch.full((rows,), threshold(rate), dtype=torch.int32))
+    hashes = row_hashes(keys, places, range(layer, layer + 1))[0]
+    limits = torch.full((rows, 1), threshold(rate), dtype=torch.int32)
+    return keep_mask(hashes, column_hash(width, torch.device("cpu")), limits)
 
 
 @pytest.mark.parametrize("rate", [0.05, 0.1, 0.5, 0.9])

@@ -68,7 +68,7 @@ def test_a_batch_holds_each_slots_rows_and_nothing_else(sizes: list[list[int]], 
 def test_attention_groups_cover_every_token_once(lengths: list[int]) -> None:
     sizes = torch.tensor(lengths)
     starts = torch.cumsum(sizes, 0) - sizes
-    plan = AttentionPlan(sizes, starts, int(sizes.sum()), [])
+    plan = AttentionPlan(sizes, starts, int(sizes.sum()), [], torch.device("cpu"))
     assert sum(group.rows for group in plan.groups) == len(lengths)
     if plan.gather is None:
         assert len(set(lengths)) == 1
@@ -83,8 +83,8 @@ def test_attention_groups_cover_every_token_once(lengths: list[int]) -> None:
 
 
 def test_rows_of_like_length_share_a_group() -> None:
-    assert _group([20, 19, 18]) == [(0, 3)]
-    assert _group([400] * 2 + [20] * 50) == [(0, 2), (2, 52)]
+    assert _group([20, 19, 18], 256) == [(0, 3)]
+    assert _group([400] * 2 + [20] * 50, 256) == [(0, 2), (2, 52)]
 
 
 @pytest.mark.parametrize("family", ["bert", "electra"])

@@ -33,26 +33,26 @@ def _mix(values: torch.Tensor) -> torch.Tensor:
     return values ^ (values >> 16)
 
 
-def _wrap(value: int) -> int:
-    """An integer as signed 32 bits."""
-    return (value + 2**31) % 2**32 - 2**31
+def row_hashes(keys: torch.Tensor, places: torch.Tensor, layers: range) -> torch.Tensor:
+    """One hash for each layer and position: keys, places (n,) int32 -> (layers, n) int32. keys are `stream_key` of each
+    position's slot, places count positions within the slot."""
+    numbers = torch.arange(layers.start, layers.stop, device=keys.device, dtype=torch.int32)[:, None]
+    return _mix(_mix(keys + numbers * _GOLDEN) + places * _GOLDEN)
 
 
-def keep_mask(
-    keys: torch.Tensor, places: torch.Tensor, layer: int, width: int, thresholds: torch.Tensor
-) -> torch.Tensor:
-    """Which elements stay: keys, places, thresholds (n,) int32 -> (n, width) bool.
+def column_hash(width: int, device: torch.device) -> torch.Tensor:
+    """One hash for each of a layer's columns, (width,) int32."""
+    return _mix(torch.arange(width, dtype=torch.int32, device=device) * _MIX_2 + _GOLDEN)
 
-    keys are `stream_key` of each position's slot, places count positions within the slot, thresholds are those of
-    `threshold` for its rate.
-    """
-    rows = _mix(_mix(keys + _wrap(layer * _GOLDEN)) + places * _GOLDEN)
-    columns = _mix(torch.arange(width, dtype=torch.int32, device=keys.device) * _MIX_2 + _GOLDEN)
+
+def keep_mask(rows: torch.Tensor, columns: torch.Tensor, thresholds: torch.Tensor) -> torch.Tensor:
+    """Which elements stay: rows (n,), columns (width,), thresholds (n, 1), those of `threshold` for each position's
+    rate, all int32 -> (n, width) bool."""
     mixed = rows[:, None] ^ columns[None]
     mixed.mul_(_MIX_1)
     mixed.bitwise_xor_(mixed >> 15)
     mixed.mul_(_MIX_2)
-    return mixed >= thresholds[:, None]
+    return mixed >= thresholds
 
 
 def threshold(rate: float) -> int:

@@ -13,10 +13,13 @@ from typing import Any
 
 import torch
 
-from lorasweep.models.dropout import keep_mask, threshold
+from lorasweep.models.dropout import column_hash, keep_mask, row_hashes, threshold
 from lorasweep.models.stream import Batch
+from lorasweep.models.transfer import to_device
 
 Bounds = list[tuple[int, int]]
+
+HASHED_TOGETHER = 32  # dropout layers whose row keys are hashed at once: launches, not arithmetic, are what they cost
 
 
 @dataclass
@@ -46,12 +49,14 @@ class HeadPart:
 @dataclass
 class Job:
     """All slots of a forward at one layer. `stacked` is one part whose tensors lead with (slots,), where all slots lie
-    next to each other in the arena and take part; `scales` is then (slots, 1, 1)."""
+    next to each other in the arena and take part, or on a GPU with idle ones between them: `places` are then the
+    segments' places in the block. `scales` is (slots, 1, 1)."""
 
     parts: list[Any]
     stacked: Any = None
     scales: Any = None
     has_lora: bool = True
+    places: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -59,27 +64,34 @@ class PaddedRanges:
     """Unequal ranges as one padded block (ranges, longest), so that a GPU's launches do not grow with the ranges.
 
     gather (ranges * longest,): the position that each place reads, padding one of its own range; padding (ranges *
-    longest, 1) bool; scatter (n,): the place of each position.
+    longest, 1) bool; scatter (n,): the place of each position. has_empty: some ranges hold nothing, so that their
+    padding reads another's and must be zeroed.
     """
 
     count: int
     gather: torch.Tensor
     padding: torch.Tensor
     scatter: torch.Tensor
+    has_empty: bool = False
 
     @classmethod
-    def of(cls, bounds: Bounds, device: torch.device) -> PaddedRanges:
-        """Lay out the given ranges, which follow one another without a gap."""
-        edges = torch.tensor(bounds)
+    def of(cls, bounds: Bounds, device: torch.device, places: tuple[int, ...] = ()) -> PaddedRanges:
+        """Lay out the given ranges, which follow one another without a gap. `places`: theirs among the block's ranges,
+        in ascending order, those between them being empty."""
+        edges = torch.zeros(places[-1] + 1 if places else len(bounds), 2, dtype=torch.int64)
+        edges[list(places) if places else slice(None)] = torch.tensor(bounds)
         sizes = edges[:, 1] - edges[:, 0]
         place = torch.arange(int(sizes.max()))[None]
         padding = place >= sizes[:, None]
-        gather = edges[:, :1] + torch.minimum(place, sizes[:, None] - 1)
+        gather = edges[:, :1] + torch.minimum(place, (sizes[:, None] - 1).clamp(min=0))
         scatter = (~padding).flatten().nonzero().squeeze(1)
-        return cls(len(bounds), gather.flatten().to(device), padding.view(-1, 1).to(device), scatter.to(device))
+        gather, padding, scatter = (to_device(it, device) for it in (gather.flatten(), padding.view(-1, 1), scatter))
+        return cls(len(edges), gather, padding, scatter, has_empty=len(edges) > len(bounds))
 
     def pad(self, x: torch.Tensor) -> torch.Tensor:
         """(n, width) -> (ranges, longest, width); padding holds something finite or not, of its own range."""
+        if self.has_empty:
+            return self.pad_zero(x)
         return x.index_select(0, self.gather).unflatten(0, (self.count, -1))
 
     def pad_zero(self, x: torch.Tensor) -> torch.Tensor:
@@ -91,10 +103,25 @@ class PaddedRanges:
         return x.flatten(0, 1).index_select(0, self.scatter)
 
 
-class Current(threading.local):
-    """The forward that is running over one base in this thread, if any. All its layers hold this object."""
+class Current:
+    """The forward that is running over one base in this thread, if any. All its layers hold this object.
 
-    forward: Forward | None = None
+    A thread that runs none sees the one that was begun last: CUDA's backward, which recomputes activations, has a
+    thread of its own (and a GPU one forward at a time).
+    """
+
+    def __init__(self) -> None:
+        self._own = threading.local()
+        self._last: Forward | None = None
+
+    @property
+    def forward(self) -> Forward | None:
+        """What layers read."""
+        return getattr(self._own, "forward", None) or self._last
+
+    @forward.setter
+    def forward(self, forward: Forward | None) -> None:
+        self._own.forward = self._last = forward
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Current:
         copy = Current()  # a private copy of the base has its own forwards
@@ -132,6 +159,8 @@ class Forward:
     _ranges: dict[Any, PaddedRanges] = field(default_factory=dict)
     _places: dict[Any, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
     _rates: dict[Any, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
+    _rows: dict[Any, torch.Tensor] = field(default_factory=dict)
+    _columns: dict[int, torch.Tensor] = field(default_factory=dict)
 
     def flatten(
         self, x: torch.Tensor, kind: str
@@ -158,13 +187,13 @@ class Forward:
         """How a job's ranges are multiplied: True as one block (they are equal), a padded block, False one by one."""
         if job.stacked is None:
             return False
-        if len({end - start for start, end in bounds}) == 1:
+        if not job.places and len({end - start for start, end in bounds}) == 1:
             return True
         if not self.pad_ranges:
             return False
-        key = tuple(bounds)
+        key = (*bounds, *job.places)
         if key not in self._ranges:
-            self._ranges[key] = PaddedRanges.of(bounds, self.batch.device)
+            self._ranges[key] = PaddedRanges.of(bounds, self.batch.device, job.places)
         return self._ranges[key]
 
     def mask(
@@ -172,19 +201,25 @@ class Forward:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """keep (n, width) bool and scale (n, 1) of a dropout layer, drawn from each slot's own stream."""
         assert self.keys is not None
-        sizes = torch.tensor([end - start for start, end in bounds])
-        if count not in self._places:
-            places = self.batch.token_places if count == "token" else self.batch.row_places
-            keys = torch.repeat_interleave(torch.tensor(self.keys, dtype=torch.int32), sizes)
-            self._places[count] = (keys.to(places.device), places.to(torch.int32))
+        device, sizes = self.batch.device, torch.tensor([end - start for start, end in bounds])
+        group = (count, layer // HASHED_TOGETHER)
+        if group not in self._rows:
+            if count not in self._places:
+                places = self.batch.token_places if count == "token" else self.batch.row_places
+                keys = torch.repeat_interleave(torch.tensor(self.keys, dtype=torch.int32), sizes)
+                self._places[count] = (to_device(keys, device), places.to(torch.int32))
+            first = group[1] * HASHED_TOGETHER
+            self._rows[group] = row_hashes(*self._places[count], range(first, first + HASHED_TOGETHER))
+        if width not in self._columns:
+            self._columns[width] = column_hash(width, device)
         found = (count, *rates)
         if found not in self._rates:
-            device = self.batch.device
             limits = torch.tensor([threshold(rate) if rate else -(2**31) for rate in rates], dtype=torch.int32)
             scales = torch.tensor([1 / (1 - rate) for rate in rates], dtype=torch.float32)
             self._rates[found] = (
-                torch.repeat_interleave(limits, sizes).to(device),
-                torch.repeat_interleave(scales, sizes)[:, None].to(device),
+                to_device(torch.repeat_interleave(limits, sizes)[:, None], device),
+                to_device(torch.repeat_interleave(scales, sizes)[:, None], device),
             )
         limits, scales = self._rates[found]
-        return keep_mask(*self._places[count], layer, width, limits), scales
+        rows = self._rows[group][layer % HASHED_TOGETHER]
+        return keep_mask(rows, self._columns[width], limits), scales

@@ -136,7 +136,7 @@ def _add_blocks(job: Job, n: int, blocks: PaddedRanges | bool, x: torch.Tensor, 
     if part.bias is not None and padded is None:
         y.view(n, -1, y.shape[1]).add_(part.bias[:, None])
     elif part.bias is not None and padded is not None:
-        y.add_(padded.unpad(part.bias[:, None].expand(n, len(padded.gather) // n, y.shape[1])))
+        y.add_(padded.unpad(part.bias[:, None].expand(-1, len(padded.gather) // padded.count, y.shape[1])))
     return hidden
 
 

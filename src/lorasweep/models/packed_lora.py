@@ -11,6 +11,7 @@ import hashlib
 import math
 import re
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -281,12 +282,11 @@ class PackedLora:
     def _build_jobs(self, slots: tuple[int, ...]) -> dict[str, Job]:
         trials = [self._trial(slot) for slot in slots]
         jobs: dict[str, Job] = {}
-        neighbours = len(slots) > 1 and slots == tuple(range(slots[0], slots[0] + len(slots)))
-        whole = slice(slots[0], slots[-1] + 1) if neighbours else None
+        whole, places = self._block_of(slots)
         for name in self.base.head_layers:
             job = Job([self._head_part(name, slot) for slot in slots], has_lora=False)
             if whole is not None:
-                job.stacked = self._head_part(name, whole)
+                job.stacked, job.places = self._head_part(name, whole), places
             jobs[name] = job
         rank = max(trial.rank for trial in trials)
         targets = [set(trial.targets) for trial in trials]
@@ -307,9 +307,24 @@ class PackedLora:
             if whole is not None and together and len(set(has_bias)) == 1:
                 job.stacked = self._lora_part(name, whole, rank if any(has_lora) else 0, has_bias[0], 1.0)
                 scales = [lora_scale(trial.adapter) for trial in trials]
+                if places:  # what an idle slot multiplies is zero at any scale
+                    scales = [scales[places.index(at)] if at in places else 1.0 for at in range(places[-1] + 1)]
                 job.scales = torch.tensor(scales, device=self.base.device, dtype=self.base.dtype).view(-1, 1, 1)
+                job.places = places
             jobs[name] = job
         return jobs
+
+    def _block_of(self, slots: tuple[int, ...]) -> tuple[slice | None, tuple[int, ...]]:
+        """The arena's rows that a block over these slots takes, None where each is on its own; and the slots' places in
+        it, where it has idle ones between them: on a GPU up to as many as there are slots."""
+        if len(slots) < 2 or any(one >= two for one, two in pairwise(slots)):
+            return None, ()
+        rows = slots[-1] + 1 - slots[0]
+        if rows == len(slots):
+            return slice(slots[0], slots[-1] + 1), ()
+        if not self.pad_ranges or rows > 2 * len(slots):
+            return None, ()
+        return slice(slots[0], slots[-1] + 1), tuple(slot - slots[0] for slot in slots)
 
     def _lora_part(self, name: str, rows: int | slice, rank: int, bias: bool, scale: float) -> LoraPart:
         arena, part = self.arena, LoraPart(scale=scale)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from lorasweep.models.attention import AttentionPlan
+from lorasweep.models.transfer import to_device
 
 if TYPE_CHECKING:
     from lorasweep.data.encode import Encoded
@@ -105,11 +106,11 @@ class Batch:
         self.supervised: torch.Tensor | None = None
         source, real = self._lay_stream() if stream else self._lay_padded(pad_token_id, left_pad)
         if store.next_labels is None:
-            self.labels, self.unit_counts = store.labels[self.rows.to(store.device)], self.row_counts
+            self.labels, self.unit_counts = store.labels[to_device(self.rows, store.device)], self.row_counts
             return
         asked = store.next_labels[source].where(real, IGNORED)
         supervised = (asked != IGNORED).nonzero().squeeze(1)
-        self.labels, self.supervised = asked[supervised].to(store.device), supervised.to(store.device)
+        self.labels, self.supervised = to_device(asked[supervised], store.device), to_device(supervised, store.device)
         self.unit_counts = [int(part.sum()) for part in store.units[self.rows].split(self.row_counts)]
 
     def _lay_stream(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -141,10 +142,10 @@ class Batch:
         at = self.token_at if gaps else slice(None)
         source[at] = torch.repeat_interleave(store.offsets[self.rows], lengths) + place
         positions[at] = place
-        moved = source.to(store.device)
+        moved = to_device(source, store.device)
         self.ids = store.ids[moved][None]
         self.type_ids = None if store.type_ids is None else store.type_ids[moved][None]
-        self.positions: torch.Tensor | None = positions.to(store.device)[None]
+        self.positions: torch.Tensor | None = to_device(positions, store.device)[None]
         self.attention_mask: torch.Tensor | None = None
         held = torch.ones(total, dtype=torch.bool)
         for start, end in gaps:
@@ -158,7 +159,7 @@ class Batch:
         place = torch.arange(longest)[None] - ((longest - lengths)[:, None] if left_pad else 0)
         real = (place >= 0) & (place < lengths[:, None])
         source = (store.offsets[self.rows][:, None] + place.clamp(min=0)).where(real, 0)
-        moved, mask = source.to(store.device), real.to(store.device)
+        moved, mask = to_device(source, store.device), to_device(real, store.device)
         self.ids = store.ids[moved].where(mask, pad_token_id)
         self.type_ids = None if store.type_ids is None else store.type_ids[moved].where(mask, 0)
         self.positions, self.attention_mask, self.gaps = None, mask.long(), []
@@ -176,17 +177,17 @@ class Batch:
     @cached_property
     def attention(self) -> AttentionPlan:
         """The attention groups of the stream."""
-        return AttentionPlan(self.lengths, self.starts, self.token_count, self.gaps).to(self.device)
+        return AttentionPlan(self.lengths, self.starts, self.token_count, self.gaps, self.device)
 
     @cached_property
     def first(self) -> torch.Tensor:
         """(rows,) place of each row's first token in the stream (in the flattened padded batch)."""
-        return self.starts.to(self.device)
+        return to_device(self.starts, self.device)
 
     @cached_property
     def last(self) -> torch.Tensor:
         """(rows,) place of each row's last token that is not padding."""
-        return (self.starts + self.store.last[self.rows]).to(self.device)
+        return to_device(self.starts + self.store.last[self.rows], self.device)
 
     @cached_property
     def token_places(self) -> torch.Tensor:
@@ -195,18 +196,21 @@ class Batch:
         if not self.is_stream:
             longest = self.token_count // len(self.rows)
             place = torch.arange(longest)[None] - (self.starts - torch.arange(len(self.rows)) * longest)[:, None]
-            return ((self.row_places.cpu()[:, None] << 16) + place).flatten().to(self.device)
+            return to_device(((self._row_places()[:, None] << 16) + place).flatten(), self.device)
         parts = [
             torch.arange(segment.first_token, segment.first_token + end - start)
             for segment, (start, end) in zip(self.segments, self.token_bounds, strict=True)
         ]
-        return torch.cat(parts).to(self.device)
+        return to_device(torch.cat(parts), self.device)
 
     @cached_property
     def row_places(self) -> torch.Tensor:
         """(rows,) int64: each row's number within its slot's micro-batch."""
+        return to_device(self._row_places(), self.device)
+
+    def _row_places(self) -> torch.Tensor:
         parts = [torch.arange(segment.first_row, segment.first_row + len(segment.rows)) for segment in self.segments]
-        return torch.cat(parts).to(self.device)
+        return torch.cat(parts)
 
 
 def _bounds(sizes: list[int]) -> list[tuple[int, int]]:
