@@ -104,3 +104,31 @@ def test_what_fails_ahead_is_left_to_the_forwards(
     assert "not computed ahead" in caplog.text
     assert "no room" in caplog.text
     assert len(run(pack)) == 4
+
+
+def test_the_cache_gives_way_before_trials_shrink(base_path: PathOf, monkeypatch: pytest.MonkeyPatch) -> None:
+    budget = PrefixBudget(1.0)
+    pack = filled(base_path("bert"), budget, 1)
+    pack.evict(3)
+    pack.advance()
+    assert budget.held > 0
+    original, failed = pack._train, list[int]()
+
+    def once(segments: list[Any]) -> Any:
+        if not failed:
+            failed.append(len(segments))
+            raise torch.OutOfMemoryError("no room")
+        return original(segments)
+
+    monkeypatch.setattr(pack, "_train", once)
+    before = pack.limits.tokens
+    steps = run(pack)
+    assert failed
+    assert budget.held == 0
+    assert (pack.limits.tokens, pack.limits.split_rows) == (before, False)
+    plain = filled(base_path("bert"), None, 1)
+    plain.evict(3)
+    expected = run(plain)
+    for number in range(3):
+        ours, theirs = [event.loss for event in steps[number]], [event.loss for event in expected[number]]
+        assert ours == pytest.approx(theirs[-len(ours) :], rel=1e-5)

@@ -47,6 +47,14 @@ class PrefixBudget:
         """Bytes of memory in use."""
         return sum(table.held for table in self.tables)
 
+    def release(self) -> bool:
+        """Give all memory back, for good, because the trials need it; False where none was held."""
+        held = self.held
+        for table in self.tables:
+            table.forget()
+        self.memory_bytes = 0
+        return held > 0
+
     def summary(self) -> str:
         """A line for people; empty where nothing was cached."""
         rows, served = (sum(getattr(table, name) for table in self.tables) for name in ("computed", "served"))
@@ -224,6 +232,12 @@ class StateTable:
         except OSError as error:
             log.warning("the cache of frozen layers cannot be written (%s): it stays in memory from here on", error)
             self.file = None
+
+    def forget(self) -> None:
+        """Drop what memory holds; disk keeps what it has."""
+        self.memory = self.memory.new_empty(0, self.memory.shape[1])
+        self.places.fill_(-1)
+        self.taken = 0
 
     def _put(self, row: int, states: torch.Tensor) -> bool:
         """Put a row's states into memory where there is room."""

@@ -214,8 +214,9 @@ class Pack:
             self.roster.at(segment.slot).rewind()
             self.engine.zero_gradients(segment.slot)
         if trouble == OUT_OF_MEMORY:
+            released = self.roster.prefixes is not None and self.roster.prefixes.budget.release()
             free_memory(self.base.device)
-            return self._shrink(segments)
+            return [] if released else self._shrink(segments)
         if len(segments) == 1:
             return [self._fail(self.roster.at(segments[0].slot), "exception", trouble)]
         self.limits.alone |= {segment.slot for segment in segments}
