@@ -32,9 +32,9 @@ class Accuracy(Classify):
         return {"eval/loss": float(losses.mean()), "eval/accuracy": float((probabilities.argmax(-1) == labels).mean())}
 
 
-def pack_on(base: Any, slots: int, train: Any) -> Pack:
+def pack_on(base: Any, slots: int, train: Any, prefixes: Any = None) -> Pack:
     """A pack whose products are those of a GPU: unequal ranges in one padded block."""
-    pack = Pack(base, Accuracy(TaskConfig(), NAMES), train, rows(12, seed=9), ObjectiveConfig(), slots)
+    pack = Pack(base, Accuracy(TaskConfig(), NAMES), train, rows(12, seed=9), ObjectiveConfig(), slots, prefixes)
     assert isinstance(pack.engine, PackedLora)
     assert pack.engine.pad_ranges or base.device.type == "cpu", "a GPU pads ranges"
     pack.engine.pad_ranges = True

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from enginelab import base_of, build_base, clone, config, export_now, mixed_trials, rows, run
 from lorasweep.models.dropout import column_hash, keep_mask, row_hashes, threshold
+from lorasweep.models.prefix_cache import PrefixBudget
 from lorasweep.training.slot import DataOrder
 
 # Relative differences allowed. bf16 has 8 bits of mantissa: each product is off by up to 0.4%, and over two layers
@@ -189,3 +190,22 @@ def test_state_is_restored_on_the_device(device: str, base_path: Callable[[str],
     resumed = run(again)
     for number in range(2):
         assert [event.loss for event in resumed[number]] == pytest.approx([e.loss for e in rest[number]], rel=1e-5)
+
+
+@on_each_device
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_cached_prefix_changes_nothing(family: str, device: str, base_path: Callable[[str], str]) -> None:
+    """Trials that adapt the top layer alone enter past the lower one, whose states are computed once a row."""
+    train = rows(30)
+    trials = mixed_trials(base_path(family), 3, adapter__layers=1, train__max_steps=6)
+    trials = [on(trial, device) for trial in trials]
+    base, curves = base_of(trials[0]), list[dict[int, list[float]]]()
+    budget = PrefixBudget(1.0)
+    for prefixes in (None, budget):
+        pack = pack_on(base, 3, train, prefixes)
+        for number, trial in enumerate(trials):
+            pack.admit(number, trial)
+        curves.append({number: [event.loss for event in events] for number, events in run(pack).items()})
+    assert budget.summary(), "nothing was cached"
+    for number in range(3):
+        assert curves[1][number] == pytest.approx(curves[0][number], rel=1e-4)

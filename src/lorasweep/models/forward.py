@@ -161,6 +161,7 @@ class Forward:
     _rates: dict[Any, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
     _rows: dict[Any, torch.Tensor] = field(default_factory=dict)
     _columns: dict[int, torch.Tensor] = field(default_factory=dict)
+    _lowered: tuple[torch.Tensor, int, torch.Tensor] | None = None
 
     def flatten(
         self, x: torch.Tensor, kind: str
@@ -182,6 +183,16 @@ class Forward:
         if kind in ("grid", "pooled"):
             return flat, batch.row_bounds, "row", back
         return flat, [(0, len(flat))], "", back
+
+    def lowered(self, x: torch.Tensor, flat: torch.Tensor) -> torch.Tensor:
+        """x, as `flatten` laid it, in the type of the products. Layers that read the same x one after another (query,
+        key and value do) share one copy."""
+        if flat.dtype == self.dtype:
+            return flat.detach()
+        held = self._lowered
+        if held is None or held[0] is not x or held[1] != x._version:
+            held = self._lowered = (x, x._version, flat.detach().to(self.dtype))
+        return held[2]
 
     def blocks(self, job: Job, bounds: Bounds) -> PaddedRanges | bool:
         """How a job's ranges are multiplied: True as one block (they are equal), a padded block, False one by one."""

@@ -40,17 +40,20 @@ class LoraLinear:
             keep, scale = forward.mask(count, 2 * self.index, flat.shape[1], forward.adapter_rates, bounds)
         y = None if self.plain else self.frozen(flat)
         blocks = forward.blocks(job, bounds)
-        return back(_LoraProduct.apply(flat, y, forward.anchor, self, job, bounds, blocks, keep, scale, forward.dtype))
+        low = forward.lowered(x, flat)
+        return back(_LoraProduct.apply(flat, low, y, forward.anchor, self, job, bounds, blocks, keep, scale))
 
 
 class _LoraProduct(torch.autograd.Function):
-    """x (n, in) -> frozen(x) + scale * B A x, range by range. The gradients of A, B and trained biases are added to the
-    arena's twin in backward; `anchor` is there so that a graph is built where x needs no gradient itself."""
+    """x (n, in) -> frozen(x) + scale * B A x, range by range. `low` is x in the type of the products, and `y` what a
+    frozen layer that is not plain answers. The gradients of A, B and trained biases are added to the arena's twin in
+    backward; `anchor` is there so that a graph is built where x needs no gradient itself."""
 
     @staticmethod
     def forward(
         ctx: Any,
         x: torch.Tensor,
+        low: torch.Tensor,
         y: torch.Tensor | None,
         anchor: torch.Tensor,
         at: LoraLinear,
@@ -59,11 +62,10 @@ class _LoraProduct(torch.autograd.Function):
         blocks: PaddedRanges | bool,
         keep: torch.Tensor | None,
         scale: torch.Tensor | None,
-        dtype: torch.dtype,
     ) -> torch.Tensor:
         ctx.x_dtype, ctx.y_dtype = x.dtype, None if y is None else y.dtype
+        x = low
         if y is None:
-            x = x.to(at.layer.weight.dtype)
             bias = at.layer.bias
             if at.is_conv:
                 y = torch.mm(x, at.layer.weight) if bias is None else torch.addmm(bias, x, at.layer.weight)
@@ -71,7 +73,7 @@ class _LoraProduct(torch.autograd.Function):
                 y = linear(x, at.layer.weight, bias)
         else:
             # a copy, for the layer's own output may be a view; in one type, for 4-bit layers answer in their input's
-            y, x = y.to(dtype, copy=True), x.to(dtype)
+            y = y.to(low.dtype, copy=True)
         ctx.at, ctx.job, ctx.bounds, ctx.dropped = at, job, bounds, keep is not None
         dropped = x if keep is None or scale is None else apply_mask(x, keep, scale)
         ctx.blocks = blocks
@@ -103,7 +105,7 @@ class _LoraProduct(torch.autograd.Function):
         if through is not grad_x and through is not None and grad_x is not None:
             grad_x.add_(apply_mask(through, keep, scale))
         grad_x = None if grad_x is None else grad_x.to(ctx.x_dtype)
-        return grad_x, (None if at.plain else grad.to(ctx.y_dtype)), *([None] * 8)
+        return grad_x, None, (None if at.plain else grad.to(ctx.y_dtype)), *([None] * 7)
 
 
 def _add_ranges(job: Job, bounds: Bounds, x: torch.Tensor, y: torch.Tensor) -> list[torch.Tensor]:
