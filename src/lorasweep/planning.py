@@ -15,7 +15,7 @@ from lorasweep.config.home import Folders, Home
 from lorasweep.config.schema import Config
 from lorasweep.live import format_seconds
 from lorasweep.search.space import Space, parse_space
-from lorasweep.sweep import check_trainable, choose_slots
+from lorasweep.sweep import check_trainable, given_slots, settle_slots
 from lorasweep.workbench import Workbench
 
 DRAWS = 64  # random points over which the expected number of samples is averaged
@@ -67,11 +67,12 @@ def plan(name: str, overrides: list[str]) -> Plan:
     prepare(config.launcher)
     space = parse_space(config.sweep.space)
     points = space.probe_points()
-    for point in points:
-        compose.compose_trial(overrides, name, point, home)
-    workbench = Workbench(Folders(home.tracking_dir(config.tracking)), config.sweep.objective, choose_slots(config))
+    trials = [compose.compose_trial(overrides, name, point, home) for point in points]
+    workbench = Workbench(Folders(home.tracking_dir(config.tracking)), config.sweep.objective, given_slots(config) or 1)
     first = compose.compose_trial(overrides, name, {**points[0], **(config.sweep.enqueue or [{}])[0]}, home)
     check_trainable(first, workbench)
+    if given_slots(config) is None:
+        settle_slots(workbench, first, [first, *trials])
     pack = workbench.pack(first)
     pack.admit(-1, first)
     counts = pack.counts(-1)

@@ -7,6 +7,7 @@ runs), `leaderboard` (what is shown), `cli` (who calls).
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -18,7 +19,7 @@ from lorasweep.config import compose
 from lorasweep.config.home import Folders, Home
 from lorasweep.config.schema import GROUPS, TRIAL_GROUPS, Config
 from lorasweep.errors import ConfigError, LorasweepError
-from lorasweep.launchers.local import alone_on
+from lorasweep.launchers.local import alone_on, prepare
 from lorasweep.progress import Progress, Silent
 from lorasweep.search.objectives import Goals
 from lorasweep.search.space import Space, parse_space
@@ -94,21 +95,26 @@ def _run(name: str, config: Config, overrides: list[str], home: Home, quiet: boo
     started = time.monotonic()
     folders = Folders(home.tracking_dir(config.tracking))
     space = parse_space(config.sweep.space)
-    for point in space.probe_points():
-        compose.compose_trial(overrides, name, point, home)
-    workbench = Workbench(folders, config.sweep.objective, choose_slots(config))
+    trials = [compose.compose_trial(overrides, name, point, home) for point in space.probe_points()]
+    prepare(config.launcher)
+    workbench = Workbench(folders, config.sweep.objective, given_slots(config) or 1)
     identity = identify(config, space, workbench)
     exists = config.sweep.name in SweepStudy.names(folders)
     with ExitStack() as stack:
         if exists:
             stack.enter_context(alone_on(config.sweep.name, folders.sweep(config.sweep.name)))
             study = SweepStudy.open(folders, config, space, identity, overrides, sweep_file=name)
+            if given_slots(config) is None and study.slots is not None:
+                workbench.set_slots(study.slots)
             if not study.interrupted() and study.budget_spent():
                 return _outcome(study, workbench.slots, 0.0, nothing_to_do=True)
         first = {**space.probe_points()[0], **(config.sweep.enqueue or [{}])[0]}
         progress, tally = stack.enter_context(_view(config, quiet))
         progress.note(f"loading {config.model.name or config.model.path} and {workbench.data(config).source}")
-        check_trainable(compose.compose_trial(overrides, name, first, home), workbench)
+        trial = compose.compose_trial(overrides, name, first, home)
+        check_trainable(trial, workbench)
+        if given_slots(config) is None and not (exists and study.slots is not None):
+            settle_slots(workbench, trial, [trial, *trials])
         if not exists:
             stack.enter_context(alone_on(config.sweep.name, folders.sweep(config.sweep.name)))
             study = SweepStudy.open(folders, config, space, identity, overrides, sweep_file=name)
@@ -118,6 +124,7 @@ def _run(name: str, config: Config, overrides: list[str], home: Home, quiet: boo
                 tally.end(record)
             tally.ended_before = tally.ended
             progress.note(f"continuing {config.sweep.name}: {len(done)} of {config.sweep.trials} trials are done")
+        study.keep_slots(workbench.slots)
         _launch(study, config, overrides, workbench, home, progress)
     return _outcome(study, workbench.slots, time.monotonic() - started)
 
@@ -162,20 +169,29 @@ def _group_of(override: str) -> str:
     return override.lstrip("+~").partition("=")[0].partition(".")[0]
 
 
-def choose_slots(config: Config) -> int:
-    """How many trials share a base: `launcher.slots`, or by rule where it is auto.
+def given_slots(config: Config) -> int | None:
+    """`launcher.slots` where it is a number, None where it is auto.
 
     Raises:
-        ConfigError: `launcher.slots` is neither auto nor an integer > 0.
+        ConfigError: it is neither auto nor an integer > 0.
     """
-    from lorasweep.training.planner import automatic_slots
-
     slots = config.launcher.slots
     if slots == "auto":
-        return min(automatic_slots(config), config.sweep.trials)
-    if isinstance(slots, int) and slots > 0:
+        return None
+    if isinstance(slots, int) and not isinstance(slots, bool) and slots > 0:
         return slots
     raise ConfigError(f"`launcher.slots` must be `auto` or an integer > 0, got {slots!r}")
+
+
+def settle_slots(workbench: Workbench, first: Config, trials: list[Config]) -> None:
+    """Give the workbench as many slots as the planner finds for the sweep's heaviest trial, measured on the first one's
+    base; `trials` touch every bound of the space."""
+    from lorasweep.training.planner import automatic_slots
+
+    heaviest = copy.deepcopy(first)
+    heaviest.adapter.r = max(trial.adapter.r for trial in trials)
+    heaviest.train.batch_size = max(trial.train.batch_size for trial in trials)
+    workbench.set_slots(automatic_slots(workbench.pack(heaviest), heaviest))
 
 
 def identify(config: Config, space: Space, workbench: Workbench) -> dict[str, Any]:

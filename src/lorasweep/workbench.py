@@ -42,6 +42,11 @@ class Workbench:
         self._rebuilding = False
         self.prefixes: PrefixBudget | None = None  # what all packs' cached states of frozen layers may take
 
+    def set_slots(self, slots: int) -> None:
+        """How many slots packs have from here on; those that there are, all empty, are forgotten."""
+        assert not self.active_packs, "slots are set before trials train"
+        self.slots, self._packs = slots, {}
+
     def data(self, config: Config) -> SearchData:
         """Training and validation rows of a trial.
 

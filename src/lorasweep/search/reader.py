@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 NEEDED_FOR_IMPORTANCES = 8  # complete trials below which a variance decomposition says nothing
 
 # Attributes of the study and of its trials; each holds one JSON text, so that it is written whole or not at all.
-ABOUT, SECONDS = "lorasweep", "lorasweep.seconds"
+ABOUT, SECONDS, SLOTS = "lorasweep", "lorasweep.seconds", "lorasweep.slots"
 PARAMS, RUN_ID, RECORD = "params", "run_id", "record"
 
 
@@ -142,6 +142,17 @@ class StudyReader:
     def seconds(self) -> float:
         """Seconds of sweep so far."""
         return float(self._stored.attributes().get(SECONDS, 0.0))
+
+    @property
+    def slots(self) -> int | None:
+        """How many slots it last ran with: `launcher.slots=auto` takes them up again, so that a resumed sweep is the
+        same whatever memory is free by then. None before it ran."""
+        slots = self._stored.attributes().get(SLOTS)
+        return None if slots is None else int(slots)
+
+    def keep_slots(self, slots: int) -> None:
+        """Note how many slots it runs with."""
+        self._stored.set_attribute(SLOTS, slots)
 
     def importances(self) -> dict[str, float]:
         """Share of the objective's variance that each key explains (fANOVA); empty where too little is known."""

@@ -1,8 +1,9 @@
-"""Telling out of memory from other errors, errors in words, and giving back what a failed forward held."""
+"""What memory is free, telling out of memory from other errors, and giving back what a failed forward held."""
 
 from __future__ import annotations
 
 import gc
+import os
 import traceback
 from pathlib import Path
 
@@ -28,3 +29,36 @@ def free_memory(device: torch.device) -> None:
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
+
+
+def available_bytes(device: torch.device) -> int:
+    """Memory that could still be taken: a GPU's own; of a CPU the machine's, within this process's control group."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by torch, for reuse
+        return int(free + held)
+    found = [_meminfo_bytes(), _control_group_bytes()]
+    return min((size for size in found if size is not None), default=_physical_bytes())
+
+
+def _meminfo_bytes() -> int | None:
+    """Linux: what can be taken without swapping; None elsewhere."""
+    meminfo = Path("/proc/meminfo")
+    if not meminfo.is_file():
+        return None
+    for line in meminfo.read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return None
+
+
+def _control_group_bytes() -> int | None:
+    """What a container's limit (control groups, version 2) leaves; None without one."""
+    limit, used = (Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current"))
+    if not limit.is_file() or not used.is_file() or limit.read_text().strip() == "max":
+        return None
+    return max(0, int(limit.read_text()) - int(used.read_text()))
+
+
+def _physical_bytes() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -16,18 +16,37 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lorasweep.config.schema import Config
+from lorasweep.training.memory import available_bytes
 
 if TYPE_CHECKING:
     from lorasweep.training.pack import Pack
 
-AUTOMATIC_SLOTS = 8  # small bases gain most of what packing gives by then; large ones lose nothing
+MOST_SLOTS = {"cpu": 16, "cuda": 64}  # past them the device has long been full; only memory would grow
+TRIALS_A_SLOT = 3  # a sampler that learns must see results: each slot trains at least so many trials in turn
+LEARNING_SAMPLERS = ("tpe", "gp", "cmaes")
+USABLE = 0.85  # share of the free memory that a plan may fill; the rest is for what comes and goes
 PROBE_STEPS = 4  # the first one is not timed: it fills caches
 FLOATS_PER_TRAINED = 5  # value, gradient, two moments, kept checkpoint; each 4 bytes
 
 
-def automatic_slots(config: Config) -> int:
-    """Slots for `launcher.slots=auto`; full fine-tuning has its base to itself."""
-    return 1 if config.adapter.kind == "full" else AUTOMATIC_SLOTS
+def automatic_slots(pack: Pack, heaviest: Config) -> int:
+    """Slots for `launcher.slots=auto`: as many as fit into memory and pay, measured with the heaviest trial.
+
+    `pack` is empty and may have one slot alone. What pays: `MOST_SLOTS`, and for samplers that learn a third of the
+    trials. Full fine-tuning has its base to itself.
+    """
+    if heaviest.adapter.kind == "full":
+        return 1
+    trials, device = heaviest.sweep.trials, pack.base.device
+    most = min(trials, MOST_SLOTS[device.type])
+    if heaviest.sampler.kind in LEARNING_SAMPLERS:
+        most = max(1, min(most, trials // TRIALS_A_SLOT))
+    return max(1, min(most, fitting_slots(probe(pack, heaviest), available_bytes(device))))
+
+
+def fitting_slots(cost: Probe, free_bytes: int) -> int:
+    """How many slots fit into the memory that is free once the base is resident; 0 where not even one does."""
+    return int(USABLE * free_bytes // (cost.state_bytes + cost.activation_bytes))
 
 
 @dataclass(frozen=True)
@@ -85,9 +104,13 @@ def _kept_bytes(pack: Pack) -> int:
     if pack.base.device.type == "cuda":
         pack.advance()  # takes what a first use costs: handles and workspaces of libraries
         return 0
-    kept = _KeptBytes(pack.base.model)
-    with torch.autograd.graph.saved_tensors_hooks(kept.count, lambda tensor: tensor):
-        pack.advance()
+    kept, lanes = _KeptBytes(pack.base.model), pack.lanes.count
+    pack.lanes.count = 1  # autograd's hooks are a thread's own
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(kept.count, lambda tensor: tensor):
+            pack.advance()
+    finally:
+        pack.lanes.count = lanes
     return kept.total
 
 

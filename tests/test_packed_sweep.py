@@ -1,0 +1,60 @@
+"""A whole sweep with eight slots gives, trial by trial, what it gives with one."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SWEEP = """# @package _global_
+defaults:
+  - override /sampler: random
+  - override /adapter: lora
+data: {demo_rows: 480, max_length: 32}
+train: {eval_every_steps: 10}
+sweep:
+  trials: 16
+  space:
+    optimizer.lr: tag(log, interval(1e-4, 1e-2))
+    optimizer.schedule: choice(linear, cosine)
+    adapter.r: choice(2, 4, 8)
+    adapter.dropout: choice(0.0, 0.1)
+    adapter.bias: choice(none, all)
+    adapter.layers: [null, 1]
+    train.batch_size: choice(4, 8, 16)
+    train.accumulation: choice(1, 2)
+    train.max_steps: range(10, 40, 5)
+"""
+
+
+def rows_of(home: Path, *words: str) -> dict[int, dict]:
+    """trial -> row of the leaderboard, after the sweep has run in a process of its own."""
+    (home / "sweeps").mkdir(parents=True)
+    (home / "sweeps" / "mixed.yaml").write_text(SWEEP)
+    environment = {**os.environ, "LORASWEEP_HOME": str(home)}
+    command = [sys.executable, "-m", "lorasweep.cli"]
+    for part in (["sweep", "mixed", *words, "--json"], ["leaderboard", "mixed", "--json"]):
+        done = subprocess.run([*command, *part], capture_output=True, text=True, env=environment, cwd=home, check=False)
+        assert done.returncode == 0, done.stderr
+    return {row["trial"]: row for row in json.loads(done.stdout)["rows"]}
+
+
+@pytest.mark.slow
+def test_eight_slots_give_the_leaderboard_of_one(tmp_path: Path) -> None:
+    """Ranks, dropouts, batches, accumulations, steps, schedules, biases and layers differ between neighbours; the
+    eight slots run in two lanes, the one slot in one."""
+    alone = rows_of(tmp_path / "one", "launcher.slots=1", "launcher.threads=1")
+    packed = rows_of(tmp_path / "eight", "launcher.slots=8", "launcher.threads=2")
+    assert packed.keys() == alone.keys() == set(range(16))
+    values = [row["value"] for row in alone.values()]
+    assert max(values) > min(values) + 0.1, "the trials should differ, or the comparison says little"
+    for trial, row in alone.items():
+        assert packed[trial]["params"] == row["params"]
+        assert packed[trial]["state"] == row["state"] == "complete"
+        assert packed[trial]["value"] == pytest.approx(row["value"], abs=1e-4), f"trial {trial}"
+        for metric, value in row["metrics"].items():
+            assert packed[trial]["metrics"][metric] == pytest.approx(value, abs=1e-4), f"trial {trial}, {metric}"
