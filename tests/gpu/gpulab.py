@@ -16,6 +16,7 @@ from torch.nn.functional import cross_entropy
 
 from enginelab import NAMES, pad, peft_model, rows
 from lorasweep.config.schema import Config, ObjectiveConfig, TaskConfig
+from lorasweep.data.encode import Encoded
 from lorasweep.models.packed_lora import PackedLora
 from lorasweep.tasks import Classify
 from lorasweep.training.pack import Pack
@@ -30,6 +31,13 @@ class Accuracy(Classify):
 
     def metrics(self, probabilities: Any, labels: Any, losses: Any) -> dict[str, float]:
         return {"eval/loss": float(losses.mean()), "eval/accuracy": float((probabilities.argmax(-1) == labels).mean())}
+
+
+def even_rows(count: int, length: int) -> Encoded:
+    """Rows of one length, so that every micro-batch costs the same."""
+    offsets = torch.arange(count + 1) * length
+    ids = torch.randint(5, 120, (count * length,), generator=torch.Generator().manual_seed(0))
+    return Encoded(ids, offsets, torch.arange(count) % 3, None, 0)
 
 
 def pack_on(base: Any, slots: int, train: Any, prefixes: Any = None) -> Pack:

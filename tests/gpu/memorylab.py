@@ -22,7 +22,7 @@ def large_base(device: str) -> tuple[LoadedBase, int]:
     hidden = 2048 if cuda else 128
     settings = LlamaConfig(
         vocab_size=4096, hidden_size=hidden, intermediate_size=3 * hidden, num_hidden_layers=6,
-        num_attention_heads=8, num_key_value_heads=4, max_position_embeddings=512, pad_token_id=0,
+        num_attention_heads=16 if cuda else 8, num_key_value_heads=4, max_position_embeddings=512, pad_token_id=0,
         num_labels=len(NAMES),
     )  # fmt: skip
     gc.collect()

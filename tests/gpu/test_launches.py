@@ -9,20 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from gpulab import on, on_each_device, pack_on
+from gpulab import even_rows, on, on_each_device, pack_on
 
 from enginelab import base_of, config, rows, run
-from lorasweep.data.encode import Encoded
 from lorasweep.models.dropout import stream_key
 from lorasweep.models.stream import Segment
 from lorasweep.training.pack import Failed
-
-
-def even_rows(count: int, length: int) -> Encoded:
-    """Rows of one length, so that attention is one group whatever rows are drawn."""
-    offsets = torch.arange(count + 1) * length
-    ids = torch.randint(5, 120, (count * length,), generator=torch.Generator().manual_seed(0))
-    return Encoded(ids, offsets, torch.arange(count) % 3, None, 0)
 
 
 def launches(pack: Any, slots: list[int], rows_of: list[int]) -> int:
@@ -62,11 +54,13 @@ def test_launches_do_not_grow_with_the_slots(dropout: float, device: str, base_p
         pack.admit(number, trial)
     uneven = [1 + k % 4 for k in range(12)]
     few, many = launches(pack, [0, 1], uneven[:2]), launches(pack, list(range(12)), uneven)
-    slack = 4 * 12  # laying out the batch: a handful of operators a slot, none a layer
+    layers = len(pack.base.linear_modules)
+    # laying out the batch: a handful of operators a slot, none a layer; on a GPU a library may cut a product in two.
+    # A loop over the slots would add eighty a layer
+    slack = 4 * 12 + (8 * layers if device == "cuda" else 0)
     assert few <= many + slack
     assert many <= few + slack
-    layers = len(pack.base.linear_modules)
-    assert many < (120 if device == "cpu" else 70) * layers  # operators and kernels, the base's own included
+    assert many < 120 * layers  # the base's own included
     for number in (1, 4, 5, 9):
         pack.evict(number)
     left = [0, 2, 3, 6, 7, 8, 10, 11]
