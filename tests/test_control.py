@@ -78,3 +78,11 @@ def test_clones_train_beside_the_budget_and_warm_ones_go_on_from_the_adapter(
     losses = {row["trial"]: first_loss(home, row["trial"]) for row in rows.values()}
     assert losses[afresh["trial"]] == pytest.approx(losses[0], abs=1e-4)  # the same seed, rows and start
     assert losses[continued["trial"]] < losses[0] - 1e-3
+
+
+def test_an_override_of_a_swept_key_is_refused(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("sweep", "plan"):
+        assert main([command, "mini", "optimizer.lr=0.1"]) == 2
+        assert (
+            "`optimizer.lr` is swept by `sweep.space`, so its override would change nothing" in capsys.readouterr().err
+        )

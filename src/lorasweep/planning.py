@@ -15,7 +15,7 @@ from lorasweep.config.home import Folders, Home
 from lorasweep.config.schema import Config
 from lorasweep.live import format_seconds
 from lorasweep.search.space import Space, parse_space
-from lorasweep.sweep import check_trainable, given_slots, settle_slots
+from lorasweep.sweep import check_overrides, check_trainable, given_slots, settle_slots
 from lorasweep.workbench import Workbench
 
 DRAWS = 64  # random points over which the expected number of samples is averaged
@@ -65,7 +65,8 @@ def plan(name: str, overrides: list[str]) -> Plan:
     home.find_sweep(name)
     config = compose.compose(overrides, sweep=name, home=home)
     prepare(config.launcher)
-    space = parse_space(config.sweep.space)
+    space = parse_space(config.sweep.space, config)
+    check_overrides(space, overrides)
     points = space.probe_points()
     trials = [compose.compose_trial(overrides, name, point, home) for point in points]
     workbench = Workbench(Folders(home.tracking_dir(config.tracking)), config.sweep.objective, given_slots(config) or 1)

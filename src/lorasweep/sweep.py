@@ -94,7 +94,8 @@ def resume(name: str, overrides: list[str], quiet: bool = False) -> Outcome:
 def _run(name: str, config: Config, overrides: list[str], home: Home, quiet: bool) -> Outcome:
     started = time.monotonic()
     folders = Folders(home.tracking_dir(config.tracking))
-    space = parse_space(config.sweep.space)
+    space = parse_space(config.sweep.space, config)
+    check_overrides(space, overrides)
     trials = [compose.compose_trial(overrides, name, point, home) for point in space.probe_points()]
     prepare(config.launcher)
     workbench = Workbench(folders, config.sweep.objective, given_slots(config) or 1)
@@ -125,6 +126,8 @@ def _run(name: str, config: Config, overrides: list[str], home: Home, quiet: boo
             tally.ended_before = tally.ended
             progress.note(f"continuing {config.sweep.name}: {len(done)} of {config.sweep.trials} trials are done")
         study.keep_slots(workbench.slots)
+        for earlier, count in study.seeded_from.items():
+            progress.note(f"the sampler starts from {count} trials of sweep {earlier}")
         _launch(study, config, overrides, workbench, home, progress)
     return _outcome(study, workbench.slots, time.monotonic() - started)
 
@@ -194,6 +197,21 @@ def settle_slots(workbench: Workbench, first: Config, trials: list[Config]) -> N
     workbench.set_slots(automatic_slots(workbench.pack(heaviest), heaviest))
 
 
+def check_overrides(space: Space, overrides: list[str]) -> None:
+    """A swept key is drawn for each trial, so that an override of it would change nothing.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    swept = {dimension.key for dimension in space.dimensions}
+    for key in compose.parse_overrides(overrides):
+        if key in swept:
+            raise ConfigError(
+                f"`{key}` is swept by `sweep.space`, so its override would change nothing; leave it out, or take the "
+                "key out of the space of a copy of the sweep file"
+            )
+
+
 def identify(config: Config, space: Space, workbench: Workbench) -> dict[str, Any]:
     """What makes this sweep itself: continuing with anything else is refused. Budget and launcher may change."""
     fixed = {group: asdict(getattr(config, group)) for group in TRIAL_GROUPS}
@@ -205,6 +223,7 @@ def identify(config: Config, space: Space, workbench: Workbench) -> dict[str, An
         "sampler": asdict(config.sampler),
         "pruner": asdict(config.pruner),
         **Goals(config).to_json(),
+        **({"warm_start": config.sweep.warm_start} if config.sweep.warm_start else {}),
         "data_fingerprint": workbench.data(config).fingerprint,
         **fixed,
     }

@@ -278,6 +278,9 @@ class SweepConfig:
         {}, "override key -> values in Hydra's override grammar, for example interval(1e-4, 1e-2)"
     )
     enqueue: list[dict[str, Any]] = option([], "points to try first")
+    warm_start: list[str] = option(
+        [], "earlier sweeps whose complete trials the sampler (tpe, gp, cmaes) starts from; shown and counted nowhere"
+    )
 
 
 @dataclass

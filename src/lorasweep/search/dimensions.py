@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from lorasweep.errors import ConfigError
 
 if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
     from optuna.trial import Trial
 
 
@@ -50,6 +51,19 @@ class Dimension:
             return trial.suggest_int(self.key, int(self.low), int(self.high), step=step, log=self.log)
         drawn = trial.suggest_float(self.key, self.low, self.high, step=self.step, log=self.log)
         return float(drawn) if self.step is None else self.value(round((drawn - self.low) / self.step))
+
+    @property
+    def distribution(self) -> BaseDistribution:
+        """What Optuna's storage says of this dimension."""
+        from optuna import distributions
+
+        if self.kind == "categorical":
+            return distributions.CategoricalDistribution(range(len(self.choices)) if self.by_position else self.choices)
+        assert self.low is not None and self.high is not None
+        if self.kind == "int":
+            step = 1 if self.step is None else int(self.step)
+            return distributions.IntDistribution(int(self.low), int(self.high), log=self.log, step=step)
+        return distributions.FloatDistribution(self.low, self.high, log=self.log, step=self.step)
 
     @property
     def by_position(self) -> bool:

@@ -23,6 +23,7 @@ from optuna.trial import FrozenTrial, TrialState
 from lorasweep.config.schema import Config, SamplerConfig
 from lorasweep.errors import ConfigError
 from lorasweep.search.space import Space
+from lorasweep.search.warmstart import SeededStudy
 
 LARGEST_GRID = 100_000  # points; a grid is listed in memory
 
@@ -55,6 +56,7 @@ class Proposals(BaseSampler):
         if kind == "cmaes" and sum(dimension.kind != "categorical" for dimension in space.dimensions) < 2:
             raise ConfigError("sampler=cmaes needs at least two numeric keys in `sweep.space`; use sampler=tpe")
         self.clones: list[int] = []  # numbers that no sampler proposed
+        self.earlier: list[FrozenTrial] = []  # trials of other sweeps that the model starts from
         self._built: tuple[int, BaseSampler] = (-1, RandomSampler(0))
         self.grid = self._unvisited_grid() if kind == "grid" else []
 
@@ -101,7 +103,7 @@ class Proposals(BaseSampler):
         """What Optuna's sampler draws jointly; nothing where the point is known."""
         if self.known_point(trial.number):
             return {}
-        return self._sampler(trial.number).infer_relative_search_space(study, trial)
+        return self._sampler(trial.number).infer_relative_search_space(*self._seen(study, trial))
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
@@ -109,7 +111,14 @@ class Proposals(BaseSampler):
         """A joint draw from the model of the space."""
         if self.known_point(trial.number):
             return {}
-        return self._sampler(trial.number).sample_relative(study, trial, search_space)
+        return self._sampler(trial.number).sample_relative(*self._seen(study, trial), search_space)
+
+    def _seen(self, study: Study, trial: FrozenTrial) -> tuple[Study, FrozenTrial]:
+        """Study and trial as the model of the space sees them."""
+        if not (self.earlier or self.clones) or self.settings.kind == "cmaes":  # it takes earlier trials by itself
+            return study, trial
+        seeded = SeededStudy(study, self.earlier, self.space)
+        return seeded, seeded.shifted(trial)
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
@@ -131,11 +140,13 @@ class Proposals(BaseSampler):
 
     def _sampler(self, number: int) -> BaseSampler:
         if self._built[0] != number:
-            self._built = (number, optuna_sampler(self.settings, number, self.space.conditional))
+            self._built = (number, optuna_sampler(self.settings, number, self.space.conditional, self.earlier))
         return self._built[1]
 
 
-def optuna_sampler(settings: SamplerConfig, number: int, conditional: bool = False) -> BaseSampler:
+def optuna_sampler(
+    settings: SamplerConfig, number: int, conditional: bool = False, earlier: list[FrozenTrial] | None = None
+) -> BaseSampler:
     """Optuna's own sampler for one trial; random where the kind keeps no model of the space.
 
     Where keys exist only at times, tpe models each group of keys that occur together, and gp and cmaes model the keys
@@ -152,7 +163,12 @@ def optuna_sampler(settings: SamplerConfig, number: int, conditional: bool = Fal
         if settings.kind == "gp":
             return GPSampler(seed=seed, n_startup_trials=startup, warn_independent_sampling=False)
         if settings.kind == "cmaes":
-            return CmaEsSampler(seed=seed, n_startup_trials=max(1, startup), warn_independent_sampling=False)
+            return CmaEsSampler(
+                seed=seed,
+                n_startup_trials=max(1, startup),
+                warn_independent_sampling=False,
+                source_trials=earlier or None,
+            )
     return RandomSampler(seed)
 
 

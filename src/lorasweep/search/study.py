@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from lorasweep.config.home import Folders
 from lorasweep.config.schema import Config
-from lorasweep.errors import StorageError, TrialFailed, UsageError, nearest
+from lorasweep.errors import ConfigError, StorageError, TrialFailed, UsageError, nearest
 from lorasweep.records import TrialRecord
 from lorasweep.search import budget, clones, reports, requests
 from lorasweep.search.identity import check_same
@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     import optuna
 
     from lorasweep.search.samplers import Proposals
+
+
+SEEDS = "lorasweep.seeds"  # attribute of the study: the earlier trials that its sampler starts from
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,8 @@ class SweepStudy(StudyReader):
 
         name = config.sweep.name
         proposals = Proposals(config, space) if space is not None else None
+        if space is not None and config.sweep.warm_start and name not in cls.names(folders):
+            cls._seeds(folders, config, space)  # what is wrong shows before anything is stored
         about = {
             "identity": json.loads(json.dumps(identity)),
             "overrides": list(overrides),
@@ -98,7 +103,8 @@ class SweepStudy(StudyReader):
                 check_same(name, json.loads(stored)["identity"], about["identity"])
             study.set_user_attr(ABOUT, json.dumps(about))
         opened = cls(folders, study, about)
-        opened.config, opened.space, opened.proposals = config, space, proposals
+        opened.config, opened.space = config, space
+        opened.proposals = opened._seeded(proposals) if proposals is not None else None
         return opened
 
     @classmethod
@@ -133,7 +139,35 @@ class SweepStudy(StudyReader):
         """Who proposes points; None for the study of single trials."""
         from lorasweep.search.samplers import Proposals
 
-        return Proposals(self.config, self.space) if self.space is not None else None
+        return self._seeded(Proposals(self.config, self.space)) if self.space is not None else None
+
+    def _seeded(self, proposals: Proposals) -> Proposals:
+        """The proposals with the earlier trials that they start from, chosen when they are first needed."""
+        from lorasweep.search import warmstart
+
+        if self.config.sweep.warm_start:
+            attributes = self._stored.attributes()
+            if SEEDS not in attributes:
+                self._stored.set_attribute(SEEDS, self._seeds(self.folders, self.config, proposals.space))
+                attributes = self._stored.attributes()
+            proposals.earlier = warmstart.trials_of(
+                proposals.space, json.loads(attributes[SEEDS]), self.config.sampler.kind
+            )
+        return proposals
+
+    @classmethod
+    def _seeds(cls, folders: Folders, config: Config, space: Space) -> list[dict[str, Any]]:
+        from lorasweep.search import warmstart
+
+        if config.sweep.name in config.sweep.warm_start:
+            raise ConfigError(f"`sweep.warm_start` names {config.sweep.name!r}, the sweep itself; leave it out")
+        return warmstart.seeds_of(config, space, [cls.load(folders, name) for name in config.sweep.warm_start])
+
+    @property
+    def seeded_from(self) -> dict[str, int]:
+        """Earlier sweep -> how many of its trials the sampler starts from."""
+        found = [seed["from"][0] for seed in json.loads(self._stored.attributes().get(SEEDS, "[]"))]
+        return {name: found.count(name) for name in self.config.sweep.warm_start}
 
     @cached_property
     def _judge(self) -> Judge:
