@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import signal
+import time
 from pathlib import Path
 
 import pytest
 
 from test_main_job import client_of, lorasweep, rows_by_trial
+from torturekit import MINI, Nursery, check_agreement, check_same, home_with, left_by
 
 SWEEP = """# @package _global_
 defaults:
@@ -62,3 +65,27 @@ def test_a_trained_head_is_promoted_and_predicts(home: Path) -> None:
     lorasweep(home, "promote", "mini", "--trial", "1", "--as", "heads", "--force")
     answers = json.loads(lorasweep(home, "predict", "models:/heads@champion", "a fine film", "--json"))
     assert answers
+
+
+@pytest.mark.slow
+def test_a_killed_sweep_over_frozen_layers_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    frozen = MINI.replace("  space:\n", "  space:\n    adapter.layers: choice(1, 2)\n").replace(
+        "train: {", "train: {base_dropout: 0, "
+    )
+    with Nursery(tmp_path / "nursery") as nursery:
+        whole = home_with(tmp_path / "whole", frozen)
+        started = time.monotonic()
+        nursery.run(whole, "sweep", "mini")
+        seconds = time.monotonic() - started
+        expected = left_by(whole)
+        home = home_with(tmp_path / "killed", frozen)
+        for share in (0.5, 0.6, 0.7):
+            command = nursery.start(home, "sweep", "mini")
+            time.sleep(share * seconds)
+            command.send(signal.SIGKILL)
+            command.wait()
+        nursery.run(home, "sweep", "mini")
+        left = left_by(home)
+    check_agreement(left, 7)
+    check_same(left, expected)
+    assert list((home / "mlruns" / "lorasweep" / "cache").glob("prefix-*.states"))

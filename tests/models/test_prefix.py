@@ -259,3 +259,13 @@ def test_nf4(base_path: PathOf) -> None:
         pack.admit(0, trial)
         losses.append([event.loss for event in run(pack)[0]])
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt2"])
+def test_recomputed_activations_enter_past_the_prefix_too(family: str, base_path: PathOf) -> None:
+    common = {"adapter__layers": 1, "train__max_steps": 4, "adapter__dropout": 0.2}
+    plain = curves([config(base_path(family), **common)], None)
+    recomputed = config(base_path(family), train__activation_checkpointing=True, **common)
+    budget = PrefixBudget(1.0)
+    for ours, theirs in zip(curves([recomputed], budget), plain, strict=True):
+        assert float((ours - theirs).abs().max()) < 1e-6

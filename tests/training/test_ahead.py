@@ -59,11 +59,11 @@ def test_forwards_find_what_was_computed_ahead(base_path: PathOf, monkeypatch: p
     ahead: list[int] = []
     original = Fill.keep
 
-    def counted(fill: Fill, states: torch.Tensor) -> None:
-        ahead.append(len(fill.rows))
-        original(fill, states)
+    def counted(fills: list[Fill], states: list[torch.Tensor]) -> None:
+        ahead.append(sum(len(fill.rows) for fill in fills))
+        original(fills, states)
 
-    monkeypatch.setattr(Fill, "keep", counted)
+    monkeypatch.setattr(Fill, "keep", staticmethod(counted))
     budget = PrefixBudget(1.0)
     pack = filled(base_path("gpt2"), budget, 2)
     pack.evict(3)  # with it in a forward, nothing is skipped
@@ -77,8 +77,7 @@ def test_nothing_is_computed_ahead_that_has_no_room(base_path: PathOf) -> None:
     engine, store = pack.engine, pack.train
     fills = engine.lacking(store, [([0], torch.arange(60))], True, 10**6, 1)
     assert 0 < sum(fill.tokens for fill in fills) <= 40
-    for fill in fills:
-        fill.keep(fill.compute())
+    Fill.keep(fills, [fill.compute() for fill in fills])
     assert engine.lacking(store, [([0], torch.cat([fill.rows for fill in fills]))], True, 10**6, 1) == []
 
 

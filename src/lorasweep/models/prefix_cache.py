@@ -126,9 +126,14 @@ class Fill:
         """The states, end to end; any number of threads may compute."""
         return states_of(self.table.base, self.table.store, self.rows, self.table.depth)
 
-    def keep(self, states: torch.Tensor) -> None:
-        """Put them where forwards find them. One thread at a time."""
-        self.table.keep(self.rows, states)
+    @staticmethod
+    def keep(fills: Sequence[Fill], states: Sequence[torch.Tensor]) -> None:
+        """Put what fills computed where forwards find it, all rows of a table at once. One thread at a time."""
+        tables: dict[StateTable, list[int]] = {}
+        for index, fill in enumerate(fills):
+            tables.setdefault(fill.table, []).append(index)
+        for table, own in tables.items():
+            table.keep(torch.cat([fills[index].rows for index in own]), torch.cat([states[index] for index in own]))
 
 
 class StateTable:

@@ -104,7 +104,9 @@ class PrefixFile:
             return False
         for row, raw in zip(rows, raws, strict=True):
             os.pwrite(self._handle, raw, self._starts[row])
-            os.pwrite(self._handle, _sum(raw), 4 * row)  # after the states: a reader in between finds no row
+        sums = [_sum(raw) for raw in raws]
+        for row, one in zip(rows, sums, strict=True):  # last, and at once: rows that were computed together are there
+            os.pwrite(self._handle, one, 4 * row)  # together, so that a killed process goes on with the same ones
         return True
 
     def __del__(self) -> None:

@@ -28,9 +28,7 @@ def compute_ahead(
     trials alone."""
     try:
         fills = engine.lacking(store, wanted, training, tokens_per_forward, lanes.count)
-        states = lanes.map(Fill.compute, fills, sum(fill.tokens for fill in fills))
-        for fill, found in zip(fills, states, strict=True):
-            fill.keep(found)
+        Fill.keep(fills, lanes.map(Fill.compute, fills, sum(fill.tokens for fill in fills)))
     except Exception as error:
         log.warning("frozen layers are not computed ahead: %s", describe(error))
         free_memory(engine.base.device)
