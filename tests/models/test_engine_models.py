@@ -31,8 +31,8 @@ from enginelab import (
 from lorasweep.config.schema import ModelConfig
 from lorasweep.errors import ConfigError, ModelError, StorageError
 from lorasweep.models.base import base_key, load_base, load_tokenizer
-from lorasweep.models.packed_lora import resolve_targets
 from lorasweep.models.peft_format import import_adapter
+from lorasweep.models.targets import resolve_targets
 from lorasweep.training.forwards import cut_forwards
 from lorasweep.training.slot import DataOrder
 from lorasweep.training.stepping import gradient_norms, optimizer_step

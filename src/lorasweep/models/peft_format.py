@@ -14,6 +14,7 @@ import torch
 from lorasweep.config.schema import AdapterConfig
 from lorasweep.errors import StorageError
 from lorasweep.models.arena import RowLayout
+from lorasweep.models.targets import chosen_layers, layer_index
 
 if TYPE_CHECKING:
     from lorasweep.models.base import LoadedBase
@@ -68,8 +69,6 @@ def _tensors(
 
 def _peft_config(base: LoadedBase, adapter: AdapterConfig, targets: list[str]) -> Any:
     from peft import LoraConfig
-
-    from lorasweep.models.packed_lora import chosen_layers, layer_index
 
     if not targets:
         return LoraConfig(target_modules=NO_MODULE, **_common(base, adapter, targets))
