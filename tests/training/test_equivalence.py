@@ -28,7 +28,7 @@ FALLBACK = ["albert", "electra", "xlnet", "deberta-v2"]
 
 
 def check_against_peft(
-    trials: list, tmp_path: Path, *, loss_absolute: float = 0.0, pad_ranges: bool = False, train: Any = None
+    trials: list, tmp_path: Path, *, pad_ranges: bool = False, train: Any = None
 ) -> list[list[float]]:
     train = rows(30) if train is None else train
     pack = pack_of(base_of(trials[0]), len(trials), train)
@@ -43,7 +43,7 @@ def check_against_peft(
         model = peft_model(trial, starts[number])
         losses = train_by_hand(model, trial, train, DataOrder(len(train), trial.train.seed), trial.train.max_steps)
         ours = [event.loss for event in steps[number]]
-        assert ours == pytest.approx(losses, rel=1e-5, abs=loss_absolute), f"trial {number}"
+        assert ours == pytest.approx(losses, rel=1e-5, abs=0), f"trial {number}"
         theirs = peft_vector(model, tmp_path / f"theirs{number}")
         assert_same_adapter(export_now(pack, number, tmp_path / f"end{number}"), theirs)
     return [[event.loss for event in steps[number]] for number in range(len(trials))]
@@ -96,13 +96,11 @@ def test_five_hundred_steps_of_runs_that_learn(tmp_path: Path) -> None:
 
     common = {"train__max_steps": 500, "optimizer__schedule": "cosine", "optimizer__warmup_steps": 20}
     trials = [
-        config("builtin:tiny_encoder", adapter__r=8, optimizer__lr=1e-3, train__batch_size=4, **common),
-        config("builtin:tiny_encoder", adapter__r=4, optimizer__lr=5e-4, train__batch_size=6, train__seed=1, **common),
+        config("builtin:tiny_encoder", adapter__r=8, optimizer__lr=3e-4, train__batch_size=10, **common),
+        config("builtin:tiny_encoder", adapter__r=4, optimizer__lr=2e-4, train__batch_size=8, train__seed=1, **common),
     ]
     split = load_search_data(DataConfig(demo_rows=600)).train
     train = encode(split, load_tokenizer(trials[0].model), 64, None, "")
-    # losses fall to 0.002, where 1e-5 of them is float32's rounding. The floor: plain PEFT padded to 64 tokens instead
-    # of the batch's longest differs from itself by up to 9e-6 relative in these 500 steps (median 8e-8; ours 1e-7)
-    curves = check_against_peft(trials, tmp_path, train=train, loss_absolute=3e-5)
+    curves = check_against_peft(trials, tmp_path, train=train)
     for curve in curves:
-        assert sum(curve[-50:]) < 0.6 * sum(curve[:50])
+        assert sum(curve[-50:]) < 0.4 * sum(curve[:50])
