@@ -91,3 +91,10 @@ def test_live_table_keeps_all_running_trials_and_few_ended_ones():
     states = [row.state for row in view.rows.values()]
     assert states.count(TrialState.RUNNING) == 10
     assert len(states) == 18
+
+
+def test_a_trial_that_breaks_a_constraint_is_never_the_best():
+    tally = Tally(total=2, maximize=True, broken=lambda ended: "breaks x <= 1" if ended.trial == 0 else None)
+    assert not tally.end(record(0, 0.9))
+    assert tally.end(record(1, 0.5))
+    assert tally.best is not None and tally.best.trial == 1

@@ -6,7 +6,7 @@ Implements `progress.Progress` twice. Drawn by Rich; knows nothing of training o
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -44,6 +44,7 @@ class Tally:
 
     total: int
     maximize: bool
+    broken: Callable[[TrialRecord], str | None] = lambda record: None  # the constraints that a trial breaks
     ended: int = 0
     ended_before: int = 0
     best: TrialRecord | None = None
@@ -52,7 +53,7 @@ class Tally:
     def end(self, record: TrialRecord) -> bool:
         """Count a trial; True when it is the best so far."""
         self.ended += 1
-        if record.state is not TrialState.COMPLETE or record.value is None:
+        if record.state is not TrialState.COMPLETE or record.value is None or self.broken(record):
             return False
         if self.best is None or self.best.value is None:
             better = True

@@ -317,7 +317,8 @@ def _view(config: Config, quiet: bool) -> Iterator[tuple[Progress, live.Tally]]:
     from rich.console import Console
 
     objective = config.sweep.objective
-    tally = live.Tally(total=config.sweep.trials, maximize=objective.direction == "maximize")
+    total = len(config.sweep.enqueue) if config.sampler.kind == "list" else config.sweep.trials
+    tally = live.Tally(total=total, maximize=objective.direction == "maximize", broken=Goals(config).broken)
     if quiet:
         yield Silent(), tally
         return

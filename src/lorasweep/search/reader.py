@@ -96,7 +96,11 @@ class StudyReader:
 
     def records(self) -> list[TrialRecord]:
         """Every trial ever asked for, by number; from one read of the storage."""
-        return [self._record(frozen) for frozen in self._stored.trials()]
+        return [copy.copy(record) for record in self._records(self._stored.trials())]
+
+    def _records(self, trials: list[FrozenTrial]) -> list[TrialRecord]:
+        """The trials as records; those that have ended are kept and shared: change nothing in them."""
+        return [self._ended.get(frozen.number) or self._record(frozen) for frozen in trials]
 
     def _record(self, frozen: FrozenTrial) -> TrialRecord:
         run_id = read(frozen, RUN_ID) or ""
@@ -105,20 +109,17 @@ class StudyReader:
             waits = f"waits for a slot; a clone of trial {origin['of']}" if origin else None
             reason = waits if frozen.state.name == "WAITING" else None
             return TrialRecord(frozen.number, TrialState.RUNNING, params=params, run_id=run_id, reason=reason)
-        if frozen.number in self._ended:
-            return copy.copy(self._ended[frozen.number])
         stored = read(frozen, RECORD)
         if stored is None:
             raise StorageError(
                 f"trial {frozen.number} of sweep {self.name!r} has ended without a record: something else wrote to "
                 f"{self.folders.study_db}; restore it from a backup, or start the sweep under another sweep.name"
             )
-        self._ended[frozen.number] = TrialRecord.from_json(stored)
-        return copy.copy(self._ended[frozen.number])
+        return self._ended.setdefault(frozen.number, TrialRecord.from_json(stored))
 
     def counts(self) -> dict[str, int]:
         """State -> number of trials, every state by its name."""
-        states = [record.state for record in self.records()]
+        states = [record.state for record in self._records(self._stored.trials())]
         return {str(state): states.count(state) for state in TrialState}
 
     def run_id(self, number: int) -> str | None:
@@ -133,7 +134,7 @@ class StudyReader:
 
     def samples_seen(self) -> int:
         """Training rows seen by the trials that have ended."""
-        return sum(record.samples for record in self.records())
+        return sum(record.samples for record in self._records(self._stored.trials()))
 
     def add_seconds(self, seconds: float) -> None:
         """Count time spent on this sweep; adds up over restarts."""

@@ -31,6 +31,7 @@ from lorasweep.search.storage import open_storage, read, readable_errors, study_
 
 if TYPE_CHECKING:
     import optuna
+    from optuna.trial import FrozenTrial
 
     from lorasweep.search.samplers import Proposals
 
@@ -177,7 +178,10 @@ class SweepStudy(StudyReader):
 
     def ask(self) -> Asked | None:
         """The next trial, a clone that waits first; None once the budget of trials or the points are spent."""
-        if self.space is None or self.proposals is None or (self.remaining() <= 0 and not self._waiting_clones()):
+        if self.space is None or self.proposals is None:
+            return None
+        trials = self._stored.trials()
+        if self._left(trials) <= 0 and not clones.some_wait(trials):
             return None
         with readable_errors(self.folders):
             self._study.sampler = self._informed(self.proposals)
@@ -190,11 +194,8 @@ class SweepStudy(StudyReader):
 
     def _informed(self, proposals: Proposals) -> Proposals:
         """The proposals, told which numbers are clones."""
-        proposals.clones = [frozen.number for frozen in self._stored.trials() if clones.clone_of(frozen)]
+        proposals.clones = [frozen.number for frozen in self._stored.trials() if clones.is_clone(frozen)]
         return proposals
-
-    def _waiting_clones(self) -> bool:
-        return any(frozen.state.name == "WAITING" for frozen in self._stored.trials())
 
     def ask_fixed(self, params: dict[str, Any]) -> Asked:
         """A trial at this very point, beyond any budget: for single trials."""
@@ -377,7 +378,10 @@ class SweepStudy(StudyReader):
 
     def remaining(self) -> int:
         """Trials that may still be asked for, clones aside."""
-        counted = sum(clones.clone_of(frozen) is None for frozen in self._stored.trials())
+        return self._left(self._stored.trials())
+
+    def _left(self, trials: list[FrozenTrial]) -> int:
+        counted = sum(not clones.is_clone(frozen) for frozen in trials)
         return max(0, self.budget() - counted) if self.space is not None else 0
 
     def budget_spent(self, samples_in_training: int = 0) -> bool:
@@ -389,11 +393,13 @@ class SweepStudy(StudyReader):
 
         `samples_in_training`: training rows seen by the trials that have not ended.
         """
-        if self._waiting_clones():
+        trials = self._stored.trials()
+        if clones.some_wait(trials):
             return None
-        seen = self.samples_seen() + samples_in_training
-        spent = budget.spent(self.config.sweep, self.budget(), self.remaining(), self.seconds(), seen)
-        return spent or budget.reached(self.config.sweep, self.goals, self.records())
+        records = self._records(trials)
+        seen = sum(record.samples for record in records) + samples_in_training
+        spent = budget.spent(self.config.sweep, self.budget(), self._left(trials), self.seconds(), seen)
+        return spent or budget.reached(self.config.sweep, self.goals, records)
 
 
 __all__ = ["Asked", "SweepStudy"]
