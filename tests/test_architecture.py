@@ -21,6 +21,7 @@ LAYERS = [
     ("replay",),
     ("workbench",),
     ("search", "tracking", "training", "adapter_model"),
+    ("posts",),
     ("spool", "provenance", "checkpoint"),
     ("models", "tasks"),
     ("metrics",),

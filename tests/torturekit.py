@@ -15,8 +15,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -196,14 +195,13 @@ def check_agreement(left: Left, trials: int) -> None:
 def check_same(left: Left, uninterrupted: Left) -> None:
     """The same trials with the same values and metric histories, bit for bit."""
     for number, trial in uninterrupted.trials.items():
-        assert {**left.trials[number], "run_id": ""} == {**trial, "run_id": ""}
-        assert left.metrics[number] == uninterrupted.metrics[number], f"trial {number}"
-
-
-@contextmanager
-def ended(command: Command) -> Iterator[None]:
-    yield
-    command.wait()
+        theirs = {**left.trials[number], "run_id": trial["run_id"]}
+        differing = {key: (theirs[key], value) for key, value in trial.items() if theirs[key] != value}
+        assert not differing, f"trial {number} (was, should be): {differing}"
+        ours, wanted = left.metrics[number], uninterrupted.metrics[number]
+        assert ours.keys() == wanted.keys(), f"trial {number}"
+        for key, points in wanted.items():
+            assert ours[key] == points, f"trial {number}, {key}"
 
 
 # -- the nursery ----------------------------------------------------------------------------------------------------

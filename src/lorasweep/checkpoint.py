@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 KEPT = 2  # the newest, and the one before it for when the newest is damaged
 FORMAT = 1  # grows when an older reader would misread
 NAME = re.compile(r"(?P<count>\d{6,})-(?P<digest>[0-9a-f]{32})\.safetensors")
+FULL_WORDS = ("database or disk is full", "No space left on device")  # of sqlite, and of libraries not in Python
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no space, no quota, a limit on file sizes
 
 
@@ -117,7 +118,7 @@ def full_disk_in(error: BaseException) -> bool:
     while seen is not None:
         if isinstance(seen, OSError) and seen.errno in FULL:
             return True
-        if "database or disk is full" in str(seen) or "disk I/O error" in str(seen):  # sqlite's words for the same
+        if any(words in str(seen) for words in FULL_WORDS):
             return True
         seen = seen.__cause__ or seen.__context__
     return False

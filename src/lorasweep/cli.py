@@ -86,6 +86,8 @@ def build_parser() -> argparse.ArgumentParser:
     sweep.add_argument("name", help="a file in sweeps/, without .yaml")
     resume = command("resume", _resume, "continue a sweep with the overrides it was started with")
     resume.add_argument("name")
+    for starts in (sweep, resume):
+        starts.add_argument("--join", action="store_true", help="work on it beside the processes that do already")
     command("train", _train, "train one trial, tracked like a sweep's")
     plan = command("plan", _plan, "show what a sweep would run: space, slots, memory, samples; trains nothing")
     plan.add_argument("name")
@@ -144,13 +146,13 @@ def _print_json(document: dict[str, Any]) -> None:
 def _sweep(arguments: argparse.Namespace, overrides: list[str]) -> int:
     from lorasweep import sweep
 
-    return _show_outcome(arguments, sweep.start(arguments.name, overrides, quiet=arguments.json))
+    return _show_outcome(arguments, sweep.start(arguments.name, overrides, quiet=arguments.json, join=arguments.join))
 
 
 def _resume(arguments: argparse.Namespace, overrides: list[str]) -> int:
     from lorasweep import sweep
 
-    return _show_outcome(arguments, sweep.resume(arguments.name, overrides, quiet=arguments.json))
+    return _show_outcome(arguments, sweep.resume(arguments.name, overrides, quiet=arguments.json, join=arguments.join))
 
 
 def _train(arguments: argparse.Namespace, overrides: list[str]) -> int:

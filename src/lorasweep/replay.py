@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from lorasweep.config import compose
 from lorasweep.config.schema import Config
+from lorasweep.posts import Post
 from lorasweep.records import TrialRecord, TrialState
 from lorasweep.search.study import Asked
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     import torch
 
     from lorasweep.checkpoint import Checkpoint
+    from lorasweep.search.leases import Leases
     from lorasweep.search.study import SweepStudy
     from lorasweep.training.pack import Pack
     from lorasweep.workbench import Workbench
@@ -60,6 +62,20 @@ class RunningTrial:
     samples: int = 0
     last_step: int = 0
     admitted_at: float = field(default_factory=time.monotonic)
+
+    def record(self, state: TrialState) -> TrialRecord:
+        """What the trial leaves if it ends now."""
+        counts = self.pack.counts(self.asked.number)
+        return TrialRecord(
+            trial=self.asked.number,
+            state=state,
+            params=self.asked.params,
+            run_id=self.run_id,
+            samples=self.samples,
+            train_seconds=time.monotonic() - self.admitted_at,
+            trainable_params=counts.trainable,
+            total_params=counts.total,
+        )
 
     @property
     def ghost_is_over(self) -> bool:
@@ -115,10 +131,16 @@ def snapshot(
 
 
 def recover(
-    study: SweepStudy, workbench: Workbench, checkpoint: Checkpoint | None, only: list[Asked] | None
+    study: SweepStudy, leases: Leases, workbench: Workbench, checkpoint: Checkpoint | None, only: list[Asked] | None
 ) -> Recovered:
-    """Shape the packs as they were and list what goes on. `only`: trials to take up, None: all that the study has."""
+    """Shape the packs as they were, list what goes on and claim it. `only`: trials to take up, None: all that this post
+    has left, and those whose worker died before it could claim them (nobody asks at this moment)."""
+    posts = leases.posts()
+    ours = {number for number, post in posts.items() if post in (leases.post, None)}
     running = {asked.number: asked for asked in (study.interrupted() if only is None else only)}
+    running = {number: asked for number, asked in running.items() if number in ours}
+    for number in running:
+        leases.claim(number)
     state = checkpoint.state if checkpoint is not None else {}
     notes = list(checkpoint.notes) if checkpoint is not None else []
     if not state:
@@ -128,9 +150,9 @@ def recover(
     same_slots, last_asked = state["slots"] == workbench.slots, int(state["last_asked"])
     ended = {}
     if same_slots:  # with other slots the bits are others, whatever is repeated
-        ended = {record.trial: record for record in study.records() if record.state is not TrialState.RUNNING}
+        records = [record for record in study.records() if record.trial in ours]
+        ended = {record.trial: record for record in records if record.state is not TrialState.RUNNING}
         _shape_packs(study, workbench, state["packs"])
-    tensors = checkpoint.tensors if checkpoint is not None else {}
     queue = []
 
     def take(number: int, saved: SavedTrial | None = None) -> None:
@@ -140,15 +162,41 @@ def recover(
             queue.append(Candidate(Asked(number, ended[number].params), saved, ended[number]))
 
     for trial in state["trials"]:
-        prefix = f"{trial['number']}."
-        own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-        take(trial["number"], SavedTrial(own, trial["fields"]))
+        take(trial["number"], saved_in(checkpoint, trial["number"]))
     later = [number for number in running if number > last_asked]
     if only is None:  # one that failed before it had parameters never had a slot
         later += [number for number, record in ended.items() if number > last_asked and record.trainable_params]
     for number in [*state["waiting"], *(number for number in sorted(running) if number <= last_asked), *sorted(later)]:
         take(number)
     return Recovered(queue, last_asked, notes)
+
+
+def saved_in(checkpoint: Checkpoint | None, number: int) -> SavedTrial | None:
+    """A trial's state in a checkpoint, None where it has none there."""
+    for trial in checkpoint.state.get("trials", []) if checkpoint is not None else []:
+        if trial["number"] == number:
+            prefix = f"{number}."
+            named = checkpoint.tensors.items() if checkpoint is not None else ()
+            own = {name.removeprefix(prefix): tensor for name, tensor in named if name.startswith(prefix)}
+            return SavedTrial(own, trial["fields"])
+    return None
+
+
+def take_over(study: SweepStudy, leases: Leases, post: Post) -> Candidate | None:
+    """Claim a trial that a dead or silent worker left, as its checkpoint has it; None where there is none.
+
+    In this worker's packs its last bits are others than they would have been."""
+    if post.alone:
+        return None
+    with post.asking():
+        orphans = leases.orphans(post.dead())
+        if not orphans:
+            return None
+        asked = next(asked for asked in study.interrupted() if asked.number == orphans[0])
+        left_at = leases.posts()[asked.number]
+        leases.claim(asked.number)
+    left = None if left_at is None else Post(post.folder, left_at).checkpoints.load()
+    return Candidate(asked, saved_in(left, asked.number))
 
 
 def _shape_packs(study: SweepStudy, workbench: Workbench, packs: list[dict[str, Any]]) -> None:

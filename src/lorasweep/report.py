@@ -79,12 +79,12 @@ def attach(study: SweepStudy, folders: Folders, out: Path | None = None) -> Path
     Raises:
         StorageError: MLflow has no run of this sweep.
     """
-    from lorasweep import tracking
+    from lorasweep import tracking_files
 
     path = (out or folders.sweep(study.name) / "report.html").resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(render(study, folders), encoding="utf-8")
-    tracking.attach_to_sweep(folders, study.name, path, "report")
+    tracking_files.attach_to_sweep(folders, study.name, path, "report")
     return path
 
 

@@ -5,7 +5,8 @@ has confirmed what it stored. What lies past the offset is sent again, with the 
 MLflow drops what it already has. Pure: no MLflow here. Neighbour: `tracking`, which owns one spool per running trial.
 
 Lines: `{"trial": N}` first, `{"run": ID}` once the MLflow run exists, then for each report
-`{"s": step, "t": milliseconds, "m": {key: value}}` (NaN, Infinity and -Infinity as Python's json writes them).
+`{"s": step, "t": milliseconds, "m": {key: value}}` (NaN, Infinity and -Infinity as Python's json writes them), and
+`{"end": STATUS, "tags": {…}}` when the trial has ended: a run whose database cannot be reached is ended later.
 """
 
 from __future__ import annotations
@@ -31,6 +32,15 @@ class Point:
     end: int
 
 
+@dataclass(frozen=True)
+class Ending:
+    """How the trial's run ends: MLflow's status, and tags that go with it; `end` is its last byte + 1."""
+
+    status: str
+    tags: dict[str, str]
+    end: int
+
+
 class Spool:
     """One trial's spool, opened for appending by its only writer; it continues a file that a dead process left.
 
@@ -45,6 +55,7 @@ class Spool:
         self.path = path_of(folder, trial)
         self.offset_path = self.path.with_suffix(".sent")
         self.run_id: str | None = None
+        self.ending: Ending | None = None  # an end that the tracker has not confirmed
         self.existed = self.path.exists()
         self._steps: dict[str, set[int]] = {}
         self._newest: dict[str, tuple[int, float]] = {}  # key -> (step, value) at its highest step
@@ -83,6 +94,12 @@ class Spool:
             self._set_sent(0)
             self._waiting = list(read_points(self.path))
 
+    def set_end(self, status: str, tags: dict[str, str]) -> None:
+        """The trial has ended; on the disk when this returns."""
+        self._write({"end": status, "tags": tags})
+        self.sync()
+        self.ending = Ending(status, tags, self._end)
+
     def sync(self) -> None:
         """Return once everything appended is on the disk."""
         os.fsync(self._file.fileno())
@@ -108,6 +125,12 @@ class Spool:
         self._set_sent(point.end)
         self._waiting = [other for other in self._waiting if other.end > point.end]
 
+    def confirm_end(self) -> None:
+        """The tracker has ended the run, with everything that was reported."""
+        assert self.ending is not None
+        self._set_sent(self.ending.end)
+        self._waiting, self.ending = [], None
+
     def newest(self, key: str) -> float | None:
         """The value of `key` at its highest step, None where it was never reported."""
         return self._newest[key][1] if key in self._newest else None
@@ -129,8 +152,11 @@ class Spool:
         for line, end in _lines(self.path):
             if "run" in line:
                 self.run_id = line["run"]
+            elif "end" in line:
+                self.ending = Ending(line["end"], line["tags"], end) if end > self._sent else None
             elif "m" in line:
                 self._remember(_point(line, end))
+                self.ending = None  # it trained on after that end
 
     def _remember(self, point: Point) -> None:
         for key, value in point.metrics.items():
@@ -158,6 +184,12 @@ def trials_in(folder: Path) -> list[int]:
     return sorted(int(path.stem.removeprefix("trial-")) for path in folder.glob("trial-*.jsonl"))
 
 
+def is_settled(folder: Path, trial: int) -> bool:
+    """Whether the tracker has confirmed all of a spool, its end too; costs no reading of it."""
+    path = path_of(folder, trial)
+    return _read_offset(path.with_suffix(".sent")) >= path.stat().st_size
+
+
 def read_points(path: Path) -> Iterator[Point]:
     """The points of a spool file in the order of their reports; an unfinished last line is left out."""
     for line, end in _lines(path):
@@ -175,6 +207,17 @@ def unsent(path: Path) -> tuple[str | None, list[Point]]:
         elif "m" in line and end > sent:
             points.append(_point(line, end))
     return run_id, points
+
+
+def unsent_end(path: Path) -> Ending | None:
+    """The end that no tracker has confirmed, of a spool that another process may own; changes nothing."""
+    sent, ending = _read_offset(path.with_suffix(".sent")), None
+    for line, end in _lines(path):
+        if "end" in line:
+            ending = Ending(line["end"], line["tags"], end) if end > sent else None
+        elif "m" in line:
+            ending = None
+    return ending
 
 
 def same_value(one: float | None, other: float | None) -> bool:

@@ -14,12 +14,13 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from lorasweep import leaderboard, live, report
+from lorasweep import leaderboard, live, posts, report
 from lorasweep.config import compose
 from lorasweep.config.home import Folders, Home
 from lorasweep.config.schema import GROUPS, TRIAL_GROUPS, Config
 from lorasweep.errors import ConfigError, LorasweepError
-from lorasweep.launchers.local import alone_on, prepare
+from lorasweep.launchers.local import prepare
+from lorasweep.posts import Post
 from lorasweep.progress import Progress, Silent
 from lorasweep.search.objectives import Goals
 from lorasweep.search.space import Space, parse_space
@@ -56,8 +57,8 @@ class Outcome:
         }
 
 
-def start(name: str, overrides: list[str], quiet: bool = False) -> Outcome:
-    """Start sweeps/NAME.yaml, or continue it where it stopped.
+def start(name: str, overrides: list[str], quiet: bool = False, join: bool = False) -> Outcome:
+    """Start sweeps/NAME.yaml, or continue it where it stopped. `join`: beside other processes that work on it.
 
     Raises:
         ConfigError, DataError, ModelError: before anything is stored.
@@ -67,11 +68,11 @@ def start(name: str, overrides: list[str], quiet: bool = False) -> Outcome:
     home = Home.find()
     home.find_sweep(name)
     config = compose.compose(overrides, sweep=name, home=home)
-    return _run(name, config, overrides, home, quiet)
+    return _run(name, config, overrides, home, quiet, join)
 
 
-def resume(name: str, overrides: list[str], quiet: bool = False) -> Outcome:
-    """Continue a sweep with the overrides it was started with, then `overrides`.
+def resume(name: str, overrides: list[str], quiet: bool = False, join: bool = False) -> Outcome:
+    """Continue a sweep with the overrides it was started with, then `overrides`. `join`: as `start`.
 
     Raises:
         UsageError: there is nothing of this name to resume.
@@ -80,34 +81,36 @@ def resume(name: str, overrides: list[str], quiet: bool = False) -> Outcome:
     folders = Folders(compose.tracking_folder(overrides, home))
     study = SweepStudy.load(folders, name)
     if study.sweep_file is None:
-        with alone_on(study.name, folders.sweep(study.name)):
+        with posts.enter(study.name, folders.sweep(study.name)) as post:
             waiting = study.interrupted()
             workbench = Workbench(folders, study.config.sweep.objective, 1)
             if not waiting:
+                settle(folders, study.name)
                 return _outcome(study, 1, 0.0, nothing_to_do=True)
-            return _train(study, waiting, overrides, workbench, home, quiet)
+            return _train(study, waiting, overrides, workbench, home, post, quiet)
     merged = [*study.overrides, *overrides]
     config = compose.compose(merged, sweep=study.sweep_file, home=home)
-    return _run(study.sweep_file, config, merged, home, quiet)
+    return _run(study.sweep_file, config, merged, home, quiet, join)
 
 
-def _run(name: str, config: Config, overrides: list[str], home: Home, quiet: bool) -> Outcome:
+def _run(name: str, config: Config, overrides: list[str], home: Home, quiet: bool, join: bool) -> Outcome:
     started = time.monotonic()
     folders = Folders(home.tracking_dir(config.tracking))
     space = parse_space(config.sweep.space, config)
     check_overrides(space, overrides)
     trials = [compose.compose_trial(overrides, name, point, home) for point in space.probe_points()]
-    prepare(config.launcher)
+    prepare(config.launcher)  # packs count threads as they are made
     workbench = Workbench(folders, config.sweep.objective, given_slots(config) or 1)
     identity = identify(config, space, workbench)
     exists = config.sweep.name in SweepStudy.names(folders)
     with ExitStack() as stack:
         if exists:
-            stack.enter_context(alone_on(config.sweep.name, folders.sweep(config.sweep.name)))
+            post = stack.enter_context(posts.enter(config.sweep.name, folders.sweep(config.sweep.name), join))
             study = SweepStudy.open(folders, config, space, identity, overrides, sweep_file=name)
             if given_slots(config) is None and study.slots is not None:
                 workbench.set_slots(study.slots)
             if not study.interrupted() and study.budget_spent():
+                settle(folders, study.name)
                 return _outcome(study, workbench.slots, 0.0, nothing_to_do=True)
         first = {**space.probe_points()[0], **(config.sweep.enqueue or [{}])[0]}
         progress, tally = stack.enter_context(_view(config, quiet))
@@ -117,7 +120,7 @@ def _run(name: str, config: Config, overrides: list[str], home: Home, quiet: boo
         if given_slots(config) is None and not (exists and study.slots is not None):
             settle_slots(workbench, trial, [trial, *trials])
         if not exists:
-            stack.enter_context(alone_on(config.sweep.name, folders.sweep(config.sweep.name)))
+            post = stack.enter_context(posts.enter(config.sweep.name, folders.sweep(config.sweep.name), join))
             study = SweepStudy.open(folders, config, space, identity, overrides, sweep_file=name)
         else:
             done = [record for record in study.records() if record.state != "running"]
@@ -128,7 +131,7 @@ def _run(name: str, config: Config, overrides: list[str], home: Home, quiet: boo
         study.keep_slots(workbench.slots)
         for earlier, count in study.seeded_from.items():
             progress.note(f"the sampler starts from {count} trials of sweep {earlier}")
-        _launch(study, config, overrides, workbench, home, progress)
+        _launch(study, config, overrides, workbench, home, progress, post)
     return _outcome(study, workbench.slots, time.monotonic() - started)
 
 
@@ -144,16 +147,23 @@ def train(overrides: list[str], quiet: bool = False) -> Outcome:
     config.sweep.space, config.sweep.enqueue = {}, []
     settings = [word for word in overrides if _group_of(word) in NEVER_A_TRIALS]
     params = compose.parse_overrides(word for word in overrides if word not in settings)
+    prepare(config.launcher)
     workbench = Workbench(Folders(home.tracking_dir(config.tracking)), config.sweep.objective, 1)
     check_trainable(config, workbench)
     identity = {"kind": "single trials", "objective": asdict(config.sweep.objective)}
-    with alone_on(config.sweep.name, workbench.folders.sweep(config.sweep.name)):
+    with posts.enter(config.sweep.name, workbench.folders.sweep(config.sweep.name)) as post:
         study = SweepStudy.open(workbench.folders, config, None, identity, [], sweep_file=None)
-        return _train(study, [study.ask_fixed(params)], settings, workbench, home, quiet)
+        return _train(study, [study.ask_fixed(params)], settings, workbench, home, post, quiet)
 
 
 def _train(
-    study: SweepStudy, asked: list[Asked], settings: list[str], workbench: Workbench, home: Home, quiet: bool
+    study: SweepStudy,
+    asked: list[Asked],
+    settings: list[str],
+    workbench: Workbench,
+    home: Home,
+    post: Post,
+    quiet: bool,
 ) -> Outcome:
     """Train these single trials and no other that waits; the outcome is that of the last."""
     started = time.monotonic()
@@ -161,11 +171,18 @@ def _train(
     config.sweep.trials = len(asked)
     with _view(config, quiet) as (progress, _):
         for one in asked:
-            _launch(study, config, settings, workbench, home, progress, one)
+            _launch(study, config, settings, workbench, home, progress, post, one)
     outcome = _outcome(study, workbench.slots, time.monotonic() - started)
     row = next(row for row in outcome.board.rows if row["trial"] == asked[-1].number)
     outcome.best = row if row["state"] == "complete" else None  # this trial's row, not the best of all single runs
     return outcome
+
+
+def settle(folders: Folders, name: str) -> None:
+    """Pass on what waits for MLflow, where something does."""
+    from lorasweep import tracking
+
+    tracking.settle(folders, name)
 
 
 def _group_of(override: str) -> str:
@@ -260,9 +277,9 @@ def _launch(
     workbench: Workbench,
     home: Home,
     progress: Progress,
+    post: Post,
     only: Asked | None = None,
 ) -> None:
-    from lorasweep.checkpoint import Checkpoints
     from lorasweep.launchers import local
     from lorasweep.tracking import Tracker
     from lorasweep.worker import Worker
@@ -270,13 +287,11 @@ def _launch(
     def composer(params: dict[str, Any]) -> Config:
         return compose.compose_trial(overrides, study.sweep_file, params, home)
 
-    lane = "0" if only is None else f"trial-{only.number:05d}"
-    checkpoints = Checkpoints(workbench.folders.checkpoints(study.name, lane))
     tracker = Tracker(workbench.folders, study.name)
     try:
         tracker.open_sweep(config, compose.to_yaml(config), list(config.sweep.space))
-        trials = None if only is None else [only]
-        local.launch(Worker(study, tracker, workbench, composer, progress, checkpoints, trials), config.launcher)
+        worker = Worker(study, tracker, workbench, composer, progress, post, only)
+        local.launch(worker, config.launcher)
         tracker.close_sweep(_summary(study))
         report.attach(study, workbench.folders)
     except BaseException:

@@ -3,8 +3,9 @@
 Order protects two promises. A metric is in the spool before MLflow hears of it, so a process that dies loses none; and
 it is sent again with its first timestamp until MLflow has confirmed it, which MLflow recognises, so none is stored
 twice. A trial's run is created before its id is noted in the spool; when a kill comes between, the run is found again
-by its tags. Run states: COMPLETE is FINISHED, PRUNED is FINISHED with the tag lorasweep.state=pruned, FAILED is FAILED
-with the cause in lorasweep.reason.
+by its tags. A trial's end is in the spool before MLflow hears of it too: where MLflow cannot be reached, training goes
+on, and runs are ended when it can, by this process or the next. Run states: COMPLETE is FINISHED, PRUNED is FINISHED
+with the tag lorasweep.state=pruned, FAILED is FAILED with the cause in lorasweep.reason.
 
 NaN is stored as it is. MLflow would store an infinite value as 1.8e308: it is logged as NaN, and the tag
 lorasweep.nonfinite says what it was; the spool keeps it.
@@ -17,7 +18,6 @@ import getpass
 import json
 import logging
 import math
-import shutil
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,7 +41,8 @@ from lorasweep.tracking_entities import (
     tag_entities,
     text_of,
 )
-from lorasweep.tracking_store import local_folder, open_client, open_experiment, readable_errors
+from lorasweep.tracking_files import artifact_folder, place, write_text
+from lorasweep.tracking_store import is_writable, open_client, open_experiment, readable_errors
 from lorasweep.tracking_view import TAG, param_name, saved_view
 
 if TYPE_CHECKING:
@@ -78,7 +79,8 @@ class Tracker:
         self.sweep_run_id = ""
         self._client: MlflowClient | None = None
         self._open: dict[int, _OpenTrial] = {}
-        self._warned = False
+        self._ending: dict[int, _OpenTrial] = {}  # ended here, not yet in MLflow
+        self._failed_at: float | None = None  # time.monotonic() of the database's last failure, None since a success
 
     @property
     def client(self) -> MlflowClient:
@@ -112,7 +114,9 @@ class Tracker:
                 self._client.update_run(run.info.run_id, status=RUNNING)
                 self._client.log_batch(run.info.run_id, tags=tag_entities(tags), synchronous=True)
             self.sweep_run_id = run.info.run_id
-            _write_text(_artifact_folder(run) / "config.yaml", redact(config_yaml))
+            write_text(artifact_folder(run) / "config.yaml", redact(config_yaml))
+        self._take_up_ends()
+        self._settle(insist=True)
 
     def close_sweep(self, summary: dict[str, Any]) -> None:
         """Store the summary (a JSON-able dict) in the sweep's own run, and end that run as FINISHED."""
@@ -124,7 +128,7 @@ class Tracker:
             numbers["sweep/best_value"] = best["value"]
         with readable_errors(f"close sweep {self.sweep}"):
             run = self.client.get_run(self.sweep_run_id)
-            _write_text(_artifact_folder(run) / "summary.json", redact(json.dumps(summary, indent=2, default=str)))
+            write_text(artifact_folder(run) / "summary.json", redact(json.dumps(summary, indent=2, default=str)))
             point = Point({key: float(value) for key, value in numbers.items()}, ended, now_ms(), 0)
             tags = {"lorasweep.state": "complete", "lorasweep.best_trial": str(best.get("trial", "none"))}
             self.client.log_batch(
@@ -136,10 +140,12 @@ class Tracker:
         """Send what waits and close the spools. Runs of trials that have not ended stay RUNNING, to be continued."""
         try:
             self.flush(send=True)
+            self._settle(insist=True)
         finally:
-            for trial in self._open.values():
+            for trial in [*self._open.values(), *self._ending.values()]:
                 trial.spool.close()
             self._open.clear()
+            self._ending.clear()
 
     # -- a trial ----------------------------------------------------------------------------------------------------
 
@@ -158,6 +164,8 @@ class Tracker:
         `params` are the swept values by override key; `data` has train, validation, label_names, fingerprint and source
         as `data.sources.SearchData`; `counts` has adapter, head, trainable and total parameters.
         """
+        if not self._is_up():
+            raise StorageError(f"MLflow could not start trial {number} of sweep {self.sweep}: its database is busy")
         settings = {**flatten(config), **{param_name(key): text_of(value) for key, value in params.items()}}
         with readable_errors(f"start trial {number} of sweep {self.sweep}"):
             run, is_new = self._open_run(
@@ -169,7 +177,7 @@ class Tracker:
             }
             self._open[number].spool.append(sizes, 0, now_ms())
             self.client.log_inputs(run.info.run_id, datasets=[dataset_input(config.data, data)])
-            _write_text(self._open[number].artifacts / "config.yaml", redact(config_yaml))
+            write_text(self._open[number].artifacts / "config.yaml", redact(config_yaml))
         return str(run.info.run_id)
 
     def start_failed(self, number: int, params: dict[str, Any]) -> str:
@@ -187,20 +195,30 @@ class Tracker:
     def flush(self, number: int | None = None, send: bool = False) -> None:
         """Return once the trial's metrics (None: all trials') are on the disk; pass them on to MLflow where it is due,
         or at once with `send`. A database that fails is warned of once and tried again later, except with `send`."""
+        if not send:
+            self._settle()
         for key in [number] if number is not None else list(self._open):
             trial = self._open[key]
             trial.spool.sync()
-            if not send and time.monotonic() - trial.sent_at < self.send_every_seconds:
+            if not send and (time.monotonic() - trial.sent_at < self.send_every_seconds or not self._is_up()):
                 continue
             try:
                 self._send(key, trial)
             except StorageError as error:
-                trial.sent_at = time.monotonic()
                 if send:
                     raise
-                if not self._warned:
-                    log.warning("%s. Metrics wait in %s", error, trial.spool.path.parent)
-                self._warned = True
+                self._wait_after(error)
+
+    def _is_up(self) -> bool:
+        """Whether a write may be tried: a database that failed is asked quickly first, and seldom."""
+        if self._failed_at is not None and time.monotonic() - self._failed_at >= RETRY_SECONDS:
+            self._failed_at = None if is_writable(self.folders) else time.monotonic()
+        return self._failed_at is None
+
+    def _wait_after(self, error: StorageError) -> None:
+        where = self.folders.spool(self.sweep)
+        log.warning("%s. Training goes on; what it reports waits in %s and is sent later", error, where)
+        self._failed_at = time.monotonic()
 
     def finish_trial(self, number: int, record: TrialRecord, artifacts: dict[str, Path]) -> None:
         """End the trial's run in the record's state, with everything it holds.
@@ -223,18 +241,59 @@ class Tracker:
             tags["lorasweep.reason"] = record.reason
         with readable_errors(f"finish trial {number} of sweep {self.sweep}"):
             for name, source in artifacts.items():
-                _place(source, trial.artifacts / name)
-            failpoints.reach("artifacts-placed")
-            self._send(number, trial, tags)
-            self.client.set_terminated(trial.run_id, FAILED if record.state is TrialState.FAILED else FINISHED)
-        trial.spool.close()
-        del self._open[number]
+                place(source, trial.artifacts / name)
+        failpoints.reach("artifacts-placed")
+        trial.spool.set_end(FAILED if record.state is TrialState.FAILED else FINISHED, clean_tags(tags))
+        failpoints.reach("end-spooled")
+        self._ending[number] = self._open.pop(number)
+        self._settle()
+
+    def let_go(self, number: int) -> None:
+        """Write nothing more of a trial that another process has taken over."""
+        trial = self._open.pop(number, None)
+        if trial is not None:
+            trial.spool.close()
+
+    def _settle(self, insist: bool = False) -> None:
+        """End the runs of trials that have ended. What MLflow does not take now waits, or with `insist` is raised."""
+        if not insist and not self._is_up():
+            return
+        for number, trial in list(self._ending.items()):
+            ending = trial.spool.ending
+            assert ending is not None
+            try:
+                self._send(number, trial, ending.tags)
+                with readable_errors(f"end the run of trial {number} of sweep {self.sweep}"):
+                    self.client.set_terminated(trial.run_id, ending.status)
+            except StorageError as error:
+                if insist:
+                    raise
+                self._wait_after(error)
+                return
+            trial.spool.confirm_end()
+            trial.spool.close()
+            del self._ending[number]
+
+    def _take_up_ends(self) -> None:
+        """Find the ends that a dead process could not pass on."""
+        folder = self.folders.spool(self.sweep)
+        for number in spools.trials_in(folder):
+            if spools.is_settled(folder, number) or spools.unsent_end(spools.path_of(folder, number)) is None:
+                continue
+            spool = Spool(folder, number)
+            with readable_errors(f"find the run of trial {number} of sweep {self.sweep}"):
+                run = self._living_run(spool.run_id)
+            if run is None:  # deleted in MLflow
+                spool.close()
+            else:
+                self._ending[number] = _OpenTrial(run.info.run_id, spool, artifact_folder(run))
 
     # -- below ------------------------------------------------------------------------------------------------------
 
     def _open_run(self, number: int, tags: dict[str, str]) -> tuple[Run, bool]:
         """The trial's run, open for writing, and whether it is new."""
         spool = Spool(self.folders.spool(self.sweep), number)
+        spool.ending = None  # it trains on
         run = self._living_run(spool.run_id)
         if run is None and spool.existed:
             run = self._find("trial", f" and tags.`lorasweep.trial` = '{number}' and attributes.status = 'RUNNING'")
@@ -254,7 +313,7 @@ class Tracker:
             self.client.update_run(run.info.run_id, status=RUNNING)
             self.client.set_tag(run.info.run_id, "lorasweep.state", "running")
         spool.set_run(run.info.run_id)
-        self._open[number] = _OpenTrial(run.info.run_id, spool, _artifact_folder(run), time.monotonic())
+        self._open[number] = _OpenTrial(run.info.run_id, spool, artifact_folder(run), time.monotonic())
         return run, is_new
 
     def _living_run(self, run_id: str | None) -> Run | None:
@@ -304,6 +363,7 @@ class Tracker:
         trial.sent_at = time.monotonic()
 
 
+RETRY_SECONDS = 2.0  # between questions whether a database that failed is back
 DEFAULT_COLUMNS = ["optimizer.lr", "adapter.r", "train.batch_size", "train.max_steps"]
 
 
@@ -361,48 +421,16 @@ def _who() -> dict[str, str]:
     return {"mlflow.user": user, "mlflow.source.name": "lorasweep", "mlflow.source.type": "LOCAL"}
 
 
-def _artifact_folder(run: Run) -> Path:
-    folder = local_folder(run.info.artifact_uri)
-    if folder is None:
-        raise StorageError(
-            f"run {run.info.run_id} keeps its artifacts at {run.info.artifact_uri}, not in a local folder"
-        )
-    return folder
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
-
-
-def _place(source: Path, target: Path) -> None:
-    """Copy a file or folder to an artifact's place; a reader sees the old one or the whole new one, never half."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f".{target.name}.part")
-    if part.is_dir():
-        shutil.rmtree(part)
-    if source.is_dir():
-        shutil.copytree(source, part)
-        if target.is_dir():
-            shutil.rmtree(target)
-    else:
-        shutil.copy2(source, part)
-    part.replace(target)
-
-
-def attach_to_sweep(folders: Folders, sweep: str, source: Path, folder: str) -> None:
-    """Copy a file into the artifacts of the sweep's own run, below `folder`.
+def settle(folders: Folders, sweep: str) -> None:
+    """Pass on what a finished sweep's processes could not: metrics and ends of its runs.
 
     Raises:
-        StorageError: MLflow has no run of this sweep, or cannot be written.
+        StorageError: MLflow cannot be written now either; nothing is lost.
     """
-    client = open_client(folders)
-    with readable_errors(f"attach {source.name} to sweep {sweep}"):
-        experiment = client.get_experiment_by_name(sweep)
-        clause = "tags.`lorasweep.kind` = 'sweep'"
-        runs = client.search_runs([experiment.experiment_id], clause, max_results=1) if experiment else []
-        if not runs:
-            raise StorageError(f"{folders.mlflow_db} has no run of sweep {sweep}; `lorasweep sweep {sweep}` makes it")
-        _place(source, _artifact_folder(runs[0]) / folder / source.name)
+    folder = folders.spool(sweep)
+    if all(spools.is_settled(folder, number) for number in spools.trials_in(folder)):
+        return
+    tracker = Tracker(folders, sweep)
+    tracker._client = open_client(folders)
+    tracker._take_up_ends()
+    tracker.close()

@@ -11,8 +11,9 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
     from lorasweep.config.home import Folders
 
-CHATTY = ("alembic", "mlflow.store.db.utils", "mlflow.store.model_registry.sqlalchemy_store", "mlflow.store.tracking")
+CHATTY = ("alembic", "mlflow.store.model_registry.sqlalchemy_store", "mlflow.store.tracking")
 
 
 def database_uri(folders: Folders) -> str:
@@ -62,6 +63,8 @@ def _quiet_mlflow() -> None:
     assert mlflow.__version__
     for name in CHATTY:
         logging.getLogger(name).setLevel(logging.WARNING)
+    # logs each database error at length; we raise it, or wait for the database and say so once
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 
 
 def open_client(folders: Folders) -> MlflowClient:
@@ -77,6 +80,17 @@ def open_client(folders: Folders) -> MlflowClient:
         _store(folders)
         uri = database_uri(folders)
         return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def is_writable(folders: Folders) -> bool:
+    """Whether the database takes a write at this moment. Quick, where MLflow's own tries last 20 s and more."""
+    try:
+        with closing(sqlite3.connect(folders.mlflow_db, timeout=0.1, isolation_level=None)) as connection:
+            connection.execute("begin immediate")
+            connection.execute("rollback")
+    except sqlite3.Error:
+        return False
+    return True
 
 
 def _store(folders: Folders) -> Any:

@@ -19,13 +19,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorasweep import failpoints, replay
-from lorasweep.checkpoint import Checkpoints, disk_full, full_disk_in
+from lorasweep.checkpoint import disk_full, full_disk_in
 from lorasweep.config import compose
 from lorasweep.config.schema import Config
 from lorasweep.errors import ConfigError, DiskFull, LorasweepError, ObjectiveError, StorageError, TrialFailed
+from lorasweep.posts import Post
 from lorasweep.progress import Progress
 from lorasweep.records import TrialRecord, TrialState
 from lorasweep.replay import Candidate, RunningTrial
+from lorasweep.search.leases import Leases
 from lorasweep.search.requests import PAUSE
 
 if TYPE_CHECKING:
@@ -36,6 +38,12 @@ if TYPE_CHECKING:
 
 
 LOOK_SECONDS = 0.5  # between two looks at what people ask for; a look costs a read of the study's attributes
+RETRY_SECONDS = 2.0  # between tries to make a run
+PATIENCE_SECONDS = 600.0  # that a worker with nothing else to do waits for MLflow
+
+
+class NoRun(StorageError):
+    """MLflow cannot make a trial's run at this moment."""
 
 
 class Interrupted(LorasweepError):
@@ -54,13 +62,15 @@ class Worker:
         workbench: Workbench,
         composer: Callable[[dict[str, Any]], Config],
         progress: Progress,
-        checkpoints: Checkpoints,
-        only: list[Asked] | None = None,
+        post: Post,
+        only: Asked | None = None,
     ):
-        """`composer` makes the typed config of a trial from its point; `only`: what to train, None: all that waits and
-        all that the study asks for."""
+        """`composer` makes the typed config of a trial from its point; `only`: the one trial to train, None: all that
+        waits and all that the study asks for."""
         self.study, self.tracker, self.workbench, self.progress = study, tracker, workbench, progress
-        self.compose, self.checkpoints, self.only = composer, checkpoints, only
+        self.compose, self.post, self.only = composer, post, only
+        self.leases = Leases.of(study, post.name)
+        self.checkpoints = post.checkpoints if only is None else post.checkpoints_of_trial(only.number)
         self.stop = threading.Event()
         self.paused = False  # `stop` was set by `lorasweep pause`
         self.running: dict[int, RunningTrial] = {}
@@ -69,6 +79,8 @@ class Worker:
         self.last_asked = -1  # the highest trial number that this sequence of processes took up
         self._changed = False  # trials came or went since the last checkpoint
         self._saved_at = self._clock = self._looked_at = time.monotonic()
+        self._no_run_since: float | None = None
+        self._fill_again_at = 0.0  # time.monotonic()
 
     def run(self) -> None:
         """Train until nothing is left to ask for.
@@ -79,8 +91,9 @@ class Worker:
             DiskFull: nothing more can be written; the sweep can be resumed once there is room.
         """
         try:
-            self._loop()
-        except (OSError, StorageError) as error:
+            with self.leases.beating(lambda: self._ours):
+                self._loop()
+        except Exception as error:
             if not full_disk_in(error):
                 raise
             what = error if isinstance(error, DiskFull) else disk_full(self.checkpoints.folder, None, error)
@@ -93,6 +106,10 @@ class Worker:
         self._recover()
         while True:
             self._fill()
+            if not self.running and self.waiting:  # for MLflow
+                if self.stop.wait(RETRY_SECONDS):
+                    self._save_and_leave()
+                continue
             if not self.running:
                 self._add_seconds()
                 self.checkpoints.clear()
@@ -101,7 +118,9 @@ class Worker:
                 return
             self._save_where_due()
             for pack in self.workbench.active_packs:
-                for event in pack.advance():
+                events = pack.advance()
+                self._let_go_of_lost()
+                for event in events:
                     self._handle(event)
             for number in [number for number, trial in self.running.items() if trial.ghost_is_over]:
                 self._release(number)
@@ -112,7 +131,9 @@ class Worker:
     # -- checkpoints ------------------------------------------------------------------------------------------------
 
     def _recover(self) -> None:
-        found = replay.recover(self.study, self.workbench, self.checkpoints.load(), self.only)
+        only = None if self.only is None else [self.only]
+        with self.post.asking():
+            found = replay.recover(self.study, self.leases, self.workbench, self.checkpoints.load(), only)
         self.returning.extend(found.queue)
         self.last_asked = found.last_asked
         for note in found.notes:
@@ -130,7 +151,7 @@ class Worker:
     # -- admission ------------------------------------------------------------------------------------------------
 
     def _fill(self) -> None:
-        while len(self.running) < self.workbench.slots:
+        while len(self.running) < self.workbench.slots and time.monotonic() >= self._fill_again_at:
             if self.waiting:
                 candidate, config = self.waiting[0]
                 if not self.workbench.pack(config).free:
@@ -149,11 +170,30 @@ class Worker:
                 except (ConfigError, TrialFailed) as error:
                     self._fail_before_training(candidate, error)
                     continue
-            self._admit(candidate, config)
+            try:
+                self._admit(candidate, config)
+            except NoRun as error:
+                self._postpone(candidate, config, error)
+
+    def _postpone(self, candidate: Candidate, config: Config, error: NoRun) -> None:
+        """A trial whose run MLflow cannot make now waits; those in their slots go on, their metrics in the spool."""
+        if self._no_run_since is None:
+            self._no_run_since = time.monotonic()
+            self.progress.note(f"{error}; trial {candidate.asked.number} waits for it")
+        elif not self.running and time.monotonic() - self._no_run_since > PATIENCE_SECONDS:
+            raise StorageError(f"{error}; gave up after {PATIENCE_SECONDS:g} s with nothing left to train") from error
+        self.waiting.appendleft((candidate, config))
+        self._fill_again_at = time.monotonic() + RETRY_SECONDS
 
     def _next(self) -> Candidate | None:
-        """The next trial to train: first those that an earlier process left, then new ones while the budget lasts."""
-        candidate = self.returning.popleft() if self.returning else self._ask()
+        """The next trial to train: first those that an earlier process left here, then those that a dead worker left
+        elsewhere, then new ones while the budget lasts."""
+        if self.returning:
+            candidate: Candidate | None = self.returning.popleft()
+        elif self.only is not None:
+            return None
+        else:
+            candidate = replay.take_over(self.study, self.leases, self.post) or self._ask()
         if candidate is not None:
             self.last_asked = max(self.last_asked, candidate.asked.number)
             self._changed = True
@@ -162,11 +202,13 @@ class Worker:
     def _ask(self) -> Candidate | None:
         self._add_seconds()
         in_training = sum(trial.uncounted_samples for trial in self.running.values())
-        if self.only is not None or self.study.budget_spent(in_training):
-            return None
-        asked = self.study.ask()
-        failpoints.reach("asked")
-        return None if asked is None else Candidate(asked)
+        with self.post.asking():
+            asked = None if self.study.budget_spent(in_training) else self.study.ask()
+            if asked is None:
+                return None
+            failpoints.reach("asked")
+            self.leases.claim(asked.number)
+        return Candidate(asked)
 
     def _admit(self, candidate: Candidate, config: Config) -> None:
         from lorasweep.training.schedule import total_samples
@@ -211,18 +253,17 @@ class Worker:
 
         number, config = trial.asked.number, trial.config
         data, base = self.workbench.data(config), self.workbench.base(config)
-        trial.run_id = self.tracker.start_trial(
-            number,
-            config,
-            compose.to_yaml(config),
-            trial.asked.params,
-            {
-                **gather(config, data.fingerprint, base.fingerprint),
-                "lorasweep.cached_layers": str(trial.pack.roster.cached_blocks(number)),
-            },
-            data,
-            trial.pack.counts(number),
-        )
+        facts = gather(config, data.fingerprint, base.fingerprint)
+        facts["lorasweep.cached_layers"] = str(trial.pack.roster.cached_blocks(number))
+        yaml, counts = compose.to_yaml(config), trial.pack.counts(number)
+        try:
+            trial.run_id = self.tracker.start_trial(number, config, yaml, trial.asked.params, facts, data, counts)
+        except StorageError as error:
+            if full_disk_in(error):
+                raise
+            self._release(number)
+            raise NoRun(str(error)) from error
+        self._no_run_since = None
         failpoints.reach("run-noted")
         self.study.set_run(number, trial.run_id)
 
@@ -280,35 +321,28 @@ class Worker:
 
     def _on_rung(self, trial: RunningTrial, event: Any) -> None:
         """Report the value there; a trial that has lost leaves at once. A replay is given the first verdict again."""
+        from lorasweep.training.evaluate import row_results
+
         value = event.metrics[self.study.metric]
-        verdict = self.study.report(event.number, event.rung, value, self._row_results(trial, event))
+        results = None
+        if self.study.config.pruner.kind == "wilcoxon":
+            labels = self.workbench.data(trial.config).validation.labels
+            results = row_results(event.predictions, labels, self.study.direction == "maximize")
+        verdict = self.study.report(event.number, event.rung, value, results)
         failpoints.reach("judged")
         self._changed = True
         if not verdict.keep:
-            record = self._record(trial, TrialState.PRUNED, time.monotonic() - trial.admitted_at)
+            record = trial.record(TrialState.PRUNED)
             record.value, record.metrics, record.reason = value, dict(event.metrics), verdict.reason
             self._end(record, {})
-
-    def _row_results(self, trial: RunningTrial, event: Any) -> list[float] | None:
-        """One number a validation row, better in the objective's direction: right or wrong, or minus its likelihood's
-        logarithm. None where the pruner does not ask, or predictions are not one a row."""
-        import numpy as np
-
-        labels = np.asarray(self.workbench.data(trial.config).validation.labels)
-        if self.study.config.pruner.kind != "wilcoxon" or len(labels) != len(event.predictions):
-            return None
-        if self.study.direction == "maximize":
-            return [float(right) for right in event.predictions.argmax(1) == labels]
-        likelihood = event.predictions[np.arange(len(labels)), labels]
-        return [float(loss) for loss in -np.log(np.maximum(likelihood, 1e-12))]
 
     def _on_finish(self, trial: RunningTrial, event: Any) -> None:
         number = event.number
         value = event.best_metrics[self.study.metric]
-        seconds = max(event.seconds, 1e-9)
-        self.tracker.log(number, {"train/samples_per_second": event.samples / seconds}, event.step)
-        record = self._record(trial, TrialState.COMPLETE, seconds)
-        record.value, record.metrics, record.samples = value, dict(event.best_metrics), event.samples
+        pace = event.samples / max(event.seconds, 1e-9)
+        self.tracker.log(number, {"train/samples_per_second": pace}, event.step)
+        record = trial.record(TrialState.COMPLETE)
+        record.value, record.metrics, record.train_seconds = value, dict(event.best_metrics), event.seconds
         problem = self.study.goals.problem(record)
         if problem is not None:
             record.state, record.value, record.reason = TrialState.FAILED, None, f"objective: {problem}"
@@ -320,26 +354,16 @@ class Worker:
             self._end(record, {"adapter": adapter})
 
     def _on_failure(self, trial: RunningTrial, event: Any) -> None:
-        record = self._record(trial, TrialState.FAILED, time.monotonic() - trial.admitted_at)
+        record = trial.record(TrialState.FAILED)
         record.reason = f"{event.cause}: {event.message}"
         self._end(record, {})
         if event.cause == "objective":
             raise ObjectiveError(event.message)
 
-    def _record(self, trial: RunningTrial, state: TrialState, seconds: float) -> TrialRecord:
-        counts = trial.pack.counts(trial.asked.number)
-        return TrialRecord(
-            trial=trial.asked.number,
-            state=state,
-            params=trial.asked.params,
-            run_id=trial.run_id,
-            samples=trial.samples,
-            train_seconds=seconds,
-            trainable_params=counts.trainable,
-            total_params=counts.total,
-        )
-
     def _end(self, record: TrialRecord, artifacts: dict[str, Path]) -> None:
+        if not self.post.alone and not self.leases.holds(record.trial):
+            self._let_go(record.trial)
+            return
         self.tracker.finish_trial(record.trial, record, artifacts)
         failpoints.reach("run-ended")
         if record.state is TrialState.COMPLETE and record.value is not None and math.isfinite(record.value):
@@ -351,6 +375,22 @@ class Worker:
         failpoints.reach("told")
         self._release(record.trial)
         self.progress.trial_ended(record)
+
+    @property
+    def _ours(self) -> list[int]:
+        """Trials in slots here that have not ended: no ghosts."""
+        return [number for number, trial in list(self.running.items()) if trial.ended is None]
+
+    def _let_go_of_lost(self) -> None:
+        """Where this process was silent for long, others may have taken its trials over: what it still has of them is
+        worth nothing."""
+        for number in self.leases.lost(self._ours):
+            self._let_go(number)
+
+    def _let_go(self, number: int) -> None:
+        self.tracker.let_go(number)
+        self._release(number)
+        self.progress.note(f"trial {number} was taken over by another worker")
 
     def _release(self, number: int) -> None:
         """Empty a trial's slot, where it has one."""
@@ -377,7 +417,7 @@ class Worker:
     def _stop_trial(self, trial: RunningTrial) -> None:
         """End a trial as pruned, with its best evaluation and that adapter where it has one."""
         number = trial.asked.number
-        record = self._record(trial, TrialState.PRUNED, time.monotonic() - trial.admitted_at)
+        record = trial.record(TrialState.PRUNED)
         record.reason = f"stopped by hand after {trial.samples:,} samples"
         best = None if trial.pack.roster.waiting(number) is not None else trial.pack.roster.slot(number).best
         if best is None:
@@ -397,12 +437,11 @@ class Worker:
         self._clock = now
 
     def _save_and_leave(self) -> None:
-        for number, trial in self.running.items():
-            if trial.ended is None:
-                self.tracker.flush(number)
+        for number in self._ours:
+            self.tracker.flush(number)
         self._save()
         self._add_seconds()
-        trials = ", ".join(str(number) for number, trial in sorted(self.running.items()) if trial.ended is None)
+        trials = ", ".join(str(number) for number in sorted(self._ours))
         how = "is paused" if self.paused else "was interrupted"
         raise Interrupted(
             f"sweep {self.study.name} {how} and saved; trials {trials or 'to come'} go on with "

@@ -113,10 +113,6 @@ class Folders:
         """What belongs to one sweep."""
         return self.own / "sweeps" / check_name(name)
 
-    def checkpoints(self, name: str, lane: str) -> Path:
-        """Checkpoints of one of a sweep's workers."""
-        return self.sweep(name) / "checkpoints" / lane
-
     def spool(self, name: str) -> Path:
         """Metrics of a sweep's trials on their way to MLflow."""
         return self.sweep(name) / "spool"

@@ -223,6 +223,11 @@ class LauncherConfig:
     kind: str = option("local", "local: on this machine", choices=("local",))
     slots: Any = option("auto", "trials that share one resident base at a time: an integer, or auto")
     device: str = option("auto", "auto, cpu, cuda or cuda:N")
+    heartbeat_seconds: float = option(
+        15.0,
+        "seconds between a worker's signs of life; after four times as long without one, others take its trials over",
+        at_least=1,
+    )
     threads: int | None = option(None, "CPU threads of a worker; null: the cores of this machine", above=0)
     prefix_cache_gib: float = option(
         1.0,

@@ -1,4 +1,4 @@
-"""Runs a worker in this process: threads, allocator and signals set for it, and no other process on the same sweep.
+"""Runs a worker in this process: threads, allocator and signals set for it.
 
 Neighbours: `worker` (what runs), `sweep` (who asks for it).
 """
@@ -12,11 +12,9 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from types import FrameType
 
 from lorasweep.config.schema import LauncherConfig
-from lorasweep.errors import StorageError
 from lorasweep.worker import Worker
 
 # glibc's mallopt parameters (malloc.h). Large activations would otherwise be mapped and unmapped at every step,
@@ -56,35 +54,6 @@ def tune_allocator() -> bool:
         return False
     settings = ((M_MMAP_THRESHOLD, KEEP_BYTES), (M_TRIM_THRESHOLD, KEEP_BYTES), (M_TOP_PAD, 1 << 26))
     return all(bool(mallopt(name, value)) for name, value in settings)
-
-
-@contextmanager
-def alone_on(sweep: str, folder: Path) -> Iterator[None]:
-    """Hold `folder`/process.lock: another process would take this one's running trials for a dead one's, and train them
-    again into the same runs. The kernel lets go of the lock however this process ends.
-
-    Raises:
-        StorageError: another process holds it.
-    """
-    if os.name != "posix":
-        yield
-        return
-    import fcntl
-
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "process.lock").open("a+") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            handle.seek(0)
-            raise StorageError(
-                f"process {handle.read().strip() or '?'} is training sweep {sweep} at this moment; wait until it ends "
-                f"or stop it, and watch it with `lorasweep leaderboard {sweep}`"
-            ) from None
-        handle.truncate(0)
-        handle.write(str(os.getpid()))
-        handle.flush()
-        yield
 
 
 @contextmanager

@@ -6,6 +6,7 @@ little is padded. Neighbours: `pack` (when), `tasks` (what is measured).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -85,3 +86,15 @@ def _chunks(order: torch.Tensor, lengths: torch.Tensor, rows_at_most: int, token
         tokens += length
     chunks.append(order[start:])
     return chunks
+
+
+def row_results(predictions: np.ndarray, labels: Sequence[int], maximize: bool) -> list[float] | None:
+    """One number a validation row, better in the objective's direction: right or wrong, or minus its likelihood's
+    logarithm. None where predictions (rows, classes) are not one a row."""
+    wanted = np.asarray(labels)
+    if len(wanted) != len(predictions):
+        return None
+    if maximize:
+        return [float(right) for right in predictions.argmax(1) == wanted]
+    likelihood = predictions[np.arange(len(wanted)), wanted]
+    return [float(loss) for loss in -np.log(np.maximum(likelihood, 1e-12))]

@@ -1,0 +1,131 @@
+"""Who trains a running trial, and whether it gives signs of life: attributes and heartbeats of trials in the study.
+
+A trial carries the post of its worker. The worker records heartbeats (Optuna's own table; asking and telling record
+none); while the last one is younger than the grace period nobody else may touch the trial. One that is older, or whose
+post nobody holds, may be claimed by another worker; the old one finds its post no longer named there and lets go, so
+that what it reports late changes nothing. Neighbours: `storage`; `posts` (which posts are held), `worker`.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from optuna.trial import TrialState
+
+from lorasweep.errors import StorageError
+from lorasweep.search.storage import StoredStudy, read, readable_errors
+
+if TYPE_CHECKING:
+    from lorasweep.search.study import SweepStudy
+
+POST = "post"  # attribute of a trial
+BEATS_IN_GRACE = 4  # heartbeats that must fail before a worker counts as gone
+
+
+class Leases:
+    """The running trials of one study and their workers, seen from `post`."""
+
+    def __init__(self, stored: StoredStudy, post: str, heartbeat_seconds: float):
+        self.stored, self.post, self.beat_seconds = stored, post, heartbeat_seconds
+        self.grace_seconds = BEATS_IN_GRACE * heartbeat_seconds
+        self._beaten_at, self._lost = time.monotonic(), set[int]()
+        self._renewing = threading.Lock()
+        storage = stored.storage
+        self._backend: Any = getattr(storage, "_backend", storage)  # below Optuna's cache
+        warnings.filterwarnings("ignore", message="Heartbeat of storage")  # meant for study.optimize alone
+
+    @classmethod
+    def of(cls, study: SweepStudy, post: str) -> Leases:
+        """Those of a sweep, as its launcher sets them."""
+        return cls(study._stored, post, study.config.launcher.heartbeat_seconds)
+
+    def claim(self, number: int) -> None:
+        """This post trains the trial from now on.
+
+        Raises:
+            StorageError: the trial has ended.
+        """
+        self.stored.set(number, POST, self.post)
+        self.beat([number])
+
+    def posts(self) -> dict[int, str | None]:
+        """Trial number -> the post that trains or trained it; None where its worker died before it could say."""
+        return {frozen.number: read(frozen, POST) for frozen in self.stored.trials()}
+
+    def holds(self, number: int) -> bool:
+        """Whether the trial runs and is this post's."""
+        frozen = self.stored.trial(number)
+        return frozen.state == TrialState.RUNNING and read(frozen, POST) in (self.post, None)
+
+    def orphans(self, dead: Iterable[str]) -> list[int]:
+        """Running trials that others have left: at posts in `dead`, at none, or without a sign of life for long."""
+        gone, silent = {*dead, None}, self._silent()
+        found = []
+        for frozen in self.stored.trials():
+            if frozen.state == TrialState.RUNNING:
+                post = read(frozen, POST)
+                if post != self.post and (post in gone or frozen._trial_id in silent):
+                    found.append(frozen.number)
+        return found
+
+    def _silent(self) -> set[int]:
+        """Ids of running trials whose last heartbeat is older than the grace period, by the database's clock."""
+        with readable_errors(self.stored.folders):
+            self._backend.heartbeat_interval = max(1, round(self.beat_seconds))
+            self._backend.grace_period = max(1, round(self.grace_seconds))
+            try:
+                return set(self._backend._get_stale_trial_ids(self.stored.study._study_id))
+            finally:
+                self._backend.heartbeat_interval = None  # with it set, Optuna warns at each ask
+
+    # -- signs of life ------------------------------------------------------------------------------------------------
+
+    def beat(self, numbers: Iterable[int]) -> None:
+        """Say that these trials are being trained."""
+        for number in numbers:
+            with readable_errors(self.stored.folders):
+                self._backend.record_heartbeat(self.stored.id_of(number))
+
+    def renew(self, numbers: Iterable[int]) -> None:
+        """Beat for those of these trials that are still this post's; the others are lost."""
+        with self._renewing:
+            started = time.monotonic()  # before the database's time of the beats, never after
+            for number in numbers:
+                if self.holds(number):
+                    self.beat([number])
+                else:
+                    self._lost.add(number)
+            self._beaten_at = started
+
+    def lost(self, numbers: Iterable[int]) -> list[int]:
+        """Which of these trials others have claimed. Asks the study where so long a time has passed since the last
+        heartbeat that they may have: this process was stopped, or the database could not be reached."""
+        numbers = list(numbers)
+        if time.monotonic() - self._beaten_at > self.grace_seconds / 2:
+            self.renew(numbers)
+        return [number for number in numbers if number in self._lost]
+
+    @contextmanager
+    def beating(self, numbers: Callable[[], Iterable[int]]) -> Iterator[None]:
+        """Renew regularly from a thread of its own, so that a long step does not look like death."""
+        over = threading.Event()
+
+        def run() -> None:
+            while not over.wait(self.beat_seconds):
+                try:
+                    self.renew(list(numbers()))
+                except StorageError:
+                    continue  # the next beat may succeed; where none does, others take over, and the worker notices
+
+        thread = threading.Thread(target=run, name="lorasweep heartbeat", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join(timeout=10)
