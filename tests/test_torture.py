@@ -42,9 +42,12 @@ def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
         yield made
 
 
+def spooled(home: Path) -> str:
+    return "".join(path.read_text() for path in home.glob("mlruns/lorasweep/sweeps/*/spool/*.jsonl"))
+
+
 def trains(home: Path) -> bool:
-    spools = home.glob("mlruns/lorasweep/sweeps/*/spool/*.jsonl")
-    return any('"train/loss"' in path.read_text() for path in spools)
+    return '"train/loss"' in spooled(home)
 
 
 def run_whole(nursery: Nursery, folder: Path, sweep: str) -> Whole:
@@ -154,7 +157,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode != 0:
         pytest.skip("needs to mount a file system; tests/test_checkpoint.py fills one without")
     yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    subprocess.run(["umount", "-l", str(folder)], check=True)  # a command that fails may live on for a while
 
 
 def wait_for(condition: Callable[[], bool], command: Command) -> None:
@@ -213,6 +216,47 @@ def test_a_database_that_stays_locked_gets_everything_at_the_next_start(nursery:
     assert {trial["state"] for trial in left_by(home).trials.values()} == {"complete"}  # training went on to its end
     assert "All is done" in nursery.run(home, "resume", "mini")
     check_agreement(left_by(home), 3)
+
+
+MANY = MINI.replace("trials: 7", "trials: 9").replace("slots: 3", "slots: 2")
+
+
+@pytest.mark.slow
+def test_two_workers_of_which_one_is_killed(nursery: Nursery, tmp_path: Path) -> None:
+    home = home_with(tmp_path / "home", MANY)
+    first = nursery.start(home, "sweep", "mini")
+    wait_for(lambda: trains(home), first)
+    refused = nursery.run(home, "sweep", "mini", code=1)
+    assert f"process {first.pid} is training sweep mini" in refused and "--join" in refused
+    second = nursery.start(home, "sweep", "mini", "--join")
+    wait_for((home / "mlruns/lorasweep/sweeps/mini/checkpoints/1").is_dir, second)
+    first.send(signal.SIGKILL)
+    assert first.wait() == -signal.SIGKILL
+    assert second.wait() == 0, second.output
+    left = left_by(home)
+    check_agreement(left, 9)  # those of the dead one too
+    assert {trial["state"] for trial in left.trials.values()} == {"complete"}
+    assert "All is done" in nursery.run(home, "resume", "mini")
+
+
+@pytest.mark.slow
+def test_a_worker_that_hangs_loses_its_trials_and_changes_nothing_when_it_wakes(
+    nursery: Nursery, tmp_path: Path
+) -> None:
+    """Not a signal: GNU timeout and others above a stopped process let it go on. The failpoint halts all threads."""
+    home = home_with(tmp_path / "home", MANY.replace("{slots: 2}", "{slots: 2, heartbeat_seconds: 1}"))
+    hung = nursery.start(home, "sweep", "mini", **{VARIABLE: "metrics-spooled:1:40"})
+    wait_for(lambda: '"eval/loss"' in spooled(home), hung)
+    held = {number for number, trial in left_by(home).trials.items() if trial["state"] == "running"}
+    time.sleep(5)  # longer than four heartbeats
+    other = nursery.start(home, "sweep", "mini", "--join")
+    assert other.wait(200) == 0, other.output
+    assert hung.wait(200) == 0, hung.output
+    said = hung.output.replace("\n", " ")
+    assert held == {0, 1} and all(f"trial {number} was taken over by another worker" in said for number in held)
+    left = left_by(home)
+    check_agreement(left, 9)
+    assert {trial["state"] for trial in left.trials.values()} == {"complete"}
 
 
 @pytest.mark.torture

@@ -1,15 +1,17 @@
 """Places where a test kills this process, to prove that a kill there loses nothing. A comparison each when unset.
 
 `LORASWEEP_FAILPOINT=NAME:N` in the environment sends SIGKILL at the N-th time that this process reaches NAME, as a
-machine's out-of-memory killer would: no handler runs, no buffer is flushed. The places are those in `NAMES`.
+machine's out-of-memory killer would: no handler runs, no buffer is flushed. `NAME:N:SECONDS` halts the whole process
+there for so long, all threads of it, and lets it go on. The places are those in `NAMES`.
 Neighbours: whatever writes (`checkpoint`, `tracking`, `worker`); tests/test_torture.py goes through all of them.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
-from typing import Any
+from dataclasses import dataclass
 
 from lorasweep.errors import UsageError
 
@@ -30,28 +32,39 @@ NAMES = {
 }
 
 
-_armed: list[Any] | None = None  # [name, times left]
+@dataclass
+class _Armed:
+    name: str
+    times_left: int
+    seconds: int | None  # to halt for; None: die
+
+
+_armed: _Armed | None = None
 
 
 def reach(name: str) -> None:
-    """Die here if the environment says so."""
-    if _armed is not None and name == _armed[0]:
-        _armed[1] -= 1
-        if _armed[1] == 0:
+    """Die or halt here if the environment says so."""
+    if _armed is not None and name == _armed.name:
+        _armed.times_left -= 1
+        if _armed.times_left == 0 and _armed.seconds is None:
             os.kill(os.getpid(), signal.SIGKILL)
+        elif _armed.times_left == 0:
+            ctypes.PyDLL(None).sleep(_armed.seconds)  # called so, it keeps the interpreter's lock
 
 
 def arm(text: str | None) -> None:
-    """Choose where this process dies: `NAME` or `NAME:N`; None or empty: nowhere.
+    """Choose where this process dies or halts: `NAME`, `NAME:N` or `NAME:N:SECONDS`; None or empty: nowhere.
 
     Raises:
         UsageError: there is no such place.
     """
     global _armed  # noqa: PLW0603
-    name, _, times = (text or "").partition(":")
-    if text and (name not in NAMES or not (times or "1").isdigit()):
-        raise UsageError(f"{VARIABLE}={text}: write NAME or NAME:N with one of {', '.join(NAMES)}")
-    _armed = [name, int(times or 1)] if text else None
+    _armed = None
+    if text:
+        name, times, seconds = (*text.split(":"), "", "")[:3]
+        if name not in NAMES or not (times or "1").isdigit() or not (seconds or "1").isdigit():
+            raise UsageError(f"{VARIABLE}={text}: write NAME, NAME:N or NAME:N:SECONDS with one of {', '.join(NAMES)}")
+        _armed = _Armed(name, int(times or 1), int(seconds) if seconds else None)
 
 
 arm(os.environ.get(VARIABLE))

@@ -1,0 +1,80 @@
+"""Processes on one sweep: who holds which post, and who is gone."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lorasweep.errors import StorageError
+from lorasweep.posts import Post, enter
+
+SPAWN = multiprocessing.get_context("spawn")
+
+
+def _hold(folder: Path, taken: Any, leave: Any) -> None:
+    with enter("mini", folder, join=True) as post:
+        taken.put((os.getpid(), post.name))
+        leave.wait(60)
+
+
+class Holder:
+    """A process at a post."""
+
+    def __init__(self, folder: Path):
+        taken, self.leave = SPAWN.Queue(), SPAWN.Event()
+        self.process = SPAWN.Process(target=_hold, args=(folder, taken, self.leave))
+        self.process.start()
+        self.pid, self.post = taken.get(timeout=60)
+
+    def kill(self) -> None:
+        os.kill(self.pid, signal.SIGKILL)
+        self.process.join(20)
+
+
+def test_a_second_process_is_refused_and_told_who_holds_it(tmp_path: Path) -> None:
+    holder = Holder(tmp_path)
+    assert holder.post == "0"
+    with (
+        pytest.raises(StorageError, match=rf"process {holder.pid} is training sweep mini .* --join"),
+        enter("mini", tmp_path),
+    ):
+        pass
+    with enter("mini", tmp_path, join=True) as post:
+        assert post.name == "1" and not post.alone and post.dead() == {}
+        assert post.checkpoints.folder == tmp_path / "checkpoints" / "1"
+        holder.kill()
+        assert list(post.dead()) == ["0"]  # at once: the kernel let go of its lock
+        with pytest.raises(StorageError, match=f"process {os.getpid()} is"), enter("mini", tmp_path):
+            pass
+    with enter("mini", tmp_path) as again:  # a dead process never blocks, and leaves its post and checkpoints
+        assert again.name == "0" and list(again.dead()) == ["1"]
+        assert Post(tmp_path).checkpoints.folder == again.checkpoints.folder
+
+
+def test_alone_until_someone_joins(tmp_path: Path) -> None:
+    with enter("mini", tmp_path) as post:
+        assert post.alone
+        holder = Holder(tmp_path)
+        assert holder.post == "1" and not post.alone
+        holder.leave.set()
+        holder.process.join(20)
+        assert list(post.dead()) == ["1"]
+
+
+def test_one_asks_at_a_time(tmp_path: Path) -> None:
+    with enter("mini", tmp_path) as post, post.asking():
+        script = (
+            "import fcntl, sys\n"
+            "try:\n    fcntl.flock(open(sys.argv[1]), fcntl.LOCK_EX | fcntl.LOCK_NB)\n"
+            "except BlockingIOError:\n    print('held')\n"
+        )
+        import subprocess
+        import sys
+
+        words = [sys.executable, "-c", script, str(tmp_path / "asking.lock")]
+        assert subprocess.run(words, capture_output=True, text=True, check=True).stdout == "held\n"
