@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -34,6 +35,18 @@ class LoraPart:
     scale: float = 1.0
     bias: torch.Tensor | None = None
     grad_bias: torch.Tensor | None = None
+
+    @cached_property
+    def a_t(self) -> torch.Tensor:
+        """A transposed, (in, r)."""
+        assert self.a is not None
+        return self.a.t()
+
+    @cached_property
+    def b(self) -> torch.Tensor:
+        """B, (out, r)."""
+        assert self.bt is not None
+        return self.bt.t()
 
 
 @dataclass

@@ -111,16 +111,22 @@ class _LoraProduct(torch.autograd.Function):
 def _add_ranges(job: Job, bounds: Bounds, x: torch.Tensor, y: torch.Tensor) -> list[torch.Tensor]:
     """Add each range's scale * B A x and bias to y (n, out); its x A^T (tokens, r) of every range that has an A."""
     hidden = []
-    for part, (start, end) in zip(job.parts, bounds, strict=True):
+    for part, own_x, own_y in zip(job.parts, *_split(bounds, x, y), strict=True):
         if part is None:
             continue
         if part.a is not None:
-            h = torch.mm(x[start:end], part.a.to(x.dtype).t())
-            y[start:end].addmm_(h, part.bt.to(y.dtype), alpha=part.scale)
+            h = torch.mm(own_x, part.a_t if x.dtype == torch.float32 else part.a.to(x.dtype).t())
+            own_y.addmm_(h, part.bt.to(y.dtype), alpha=part.scale)
             hidden.append(h)
         if part.bias is not None:
-            y[start:end].add_(part.bias)
+            own_y.add_(part.bias)
     return hidden
+
+
+def _split(bounds: Bounds, *tensors: torch.Tensor) -> list[tuple[torch.Tensor, ...]]:
+    """Each tensor's views of the ranges: one call a tensor, for calls are what small products cost."""
+    sizes = [end - start for start, end in bounds]
+    return [tensor.split(sizes) for tensor in tensors]
 
 
 def _add_blocks(job: Job, n: int, blocks: PaddedRanges | bool, x: torch.Tensor, y: torch.Tensor) -> list[torch.Tensor]:
@@ -177,25 +183,25 @@ def _lora_backward_ranges(
     through: torch.Tensor | None,
 ) -> None:
     """As `_lora_backward_blocks`, range by range."""
-    hs = iter(hidden)
-    for part, (start, end) in zip(job.parts, bounds, strict=True):
+    hs, full = iter(hidden), grad.dtype == torch.float32
+    throughs = [None] * len(bounds) if through is None else _split(bounds, through)[0]
+    for part, g, own_x, own_through in zip(job.parts, *_split(bounds, grad, x), throughs, strict=True):
         if part is None:
             continue
-        g = grad[start:end]
         if part.grad_bias is not None:
             part.grad_bias.add_(g.sum(0, dtype=torch.float32))
         if part.a is None:
             continue
         h = next(hs)
-        gh, scale = torch.mm(g, part.bt.to(g.dtype).t()), part.scale
-        if g.dtype == torch.float32:
+        gh, scale = torch.mm(g, part.b if full else part.bt.to(g.dtype).t()), part.scale
+        if full:
             part.grad_bt.addmm_(h.t(), g, alpha=scale)
-            part.grad_a.addmm_(gh.t(), x[start:end], alpha=scale)
+            part.grad_a.addmm_(gh.t(), own_x, alpha=scale)
         else:
             part.grad_bt.add_(torch.mm(h.t(), g), alpha=scale)
-            part.grad_a.add_(torch.mm(gh.t(), x[start:end]), alpha=scale)
-        if through is not None:
-            through[start:end].addmm_(gh, part.a.to(g.dtype), alpha=scale)
+            part.grad_a.add_(torch.mm(gh.t(), own_x), alpha=scale)
+        if own_through is not None:
+            own_through.addmm_(gh, part.a.to(g.dtype), alpha=scale)
 
 
 class HeadLinear:
