@@ -22,7 +22,7 @@ def filled(path: str, budget: PrefixBudget | None, lanes: int) -> Pack:
     layers = (1, 0, 1, None)
     trials = [config(path, adapter__layers=n, train__max_steps=6, train__seed=k) for k, n in enumerate(layers)]
     pack = pack_of(base_of(trials[0]), 4, rows(60), prefixes=budget)
-    pack.lanes = Lanes(pack.base.device, 1, lanes)
+    pack.lanes = Lanes(pack.base.device, 10**9, lanes)
     for number, trial in enumerate(trials):
         pack.admit(number, trial)
     return pack

@@ -19,7 +19,7 @@ PathOf = Callable[[str], str]
 
 def filled(base: Any, trials: list[Any], train: Any, lanes: int) -> Pack:
     pack = pack_of(base, len(trials), train)
-    pack.lanes = Lanes(base.device, 1, lanes)
+    pack.lanes = Lanes(base.device, 10**9, lanes)
     for number, trial in enumerate(trials):
         pack.admit(number, trial)
     return pack
@@ -123,10 +123,11 @@ def test_out_of_memory_in_lanes_loses_nothing(base_path: PathOf, monkeypatch: py
 
 def test_results_keep_the_works_order_and_exceptions_come_through() -> None:
     lanes = Lanes(torch.device("cpu"), 10**6, 3)
+    assert [lanes.useful(tokens) for tokens in (0, 1999, 2000, 10**6)] == [1, 1, 2, 3]
     with lanes.one_core():
-        assert lanes.map(lambda item: item * 2, list(range(20)), 20) == [2 * item for item in range(20)]
+        assert lanes.map(lambda item: item * 2, list(range(20)), 10**4) == [2 * item for item in range(20)]
         with pytest.raises(ZeroDivisionError):
-            lanes.map(lambda item: 1 // item, [2, 1, 0, 4], 4)
+            lanes.map(lambda item: 1 // item, [2, 1, 0, 4], 10**4)
         assert lanes.map(str, [], 0) == []
         assert lanes.map(lambda _: torch.get_num_threads(), [0], 10**5) == [3]  # large enough for all cores
         assert lanes.map(lambda _: torch.get_num_threads(), [0], 1) == [1]

@@ -78,6 +78,11 @@ class RowStore:
             return self.labels
         return self.next_labels[self.next_labels != IGNORED]
 
+    @cached_property
+    def mean_length(self) -> float:
+        """Tokens of a row on average."""
+        return float(self.lengths.float().mean()) if len(self) else 0.0
+
     @property
     def longest(self) -> int:
         """Tokens of the longest row."""

@@ -16,6 +16,7 @@ from typing import TypeVar
 import torch
 
 MOST_LANES = 4  # beyond it, lanes wait for the interpreter's lock more than for their cores
+FLOP_WORTH_A_LANE = 1e9  # below it, a further lane mostly waits for the interpreter's lock
 FLOP_WORTH_THREADS = 4e9  # of one forward and backward; below it, threads cost a lane more than they save
 
 Work = TypeVar("Work")
@@ -32,6 +33,10 @@ class Lanes:
         self.count = min(self.threads, MOST_LANES)
         self._pool: ThreadPoolExecutor | None = None
 
+    def useful(self, tokens: float) -> int:
+        """How many lanes work on so many tokens is worth."""
+        return max(1, min(self.count, int(tokens * self.flop_per_token / FLOP_WORTH_A_LANE)))
+
     @contextmanager
     def one_core(self) -> Iterator[None]:
         """One thread for small work between forwards; then again as many as there were."""
@@ -47,7 +52,7 @@ class Lanes:
     def map(self, function: Callable[[Work], Result], work: Sequence[Work], tokens: int) -> list[Result]:
         """Results in the work's order; the first exception is raised once all lanes have stopped. `tokens`: of all the
         work together."""
-        lanes = min(self.count, len(work))
+        lanes = min(self.useful(tokens), len(work))
         if lanes == 0:
             return []
         share = self.threads // lanes if tokens // len(work) * self.flop_per_token > FLOP_WORTH_THREADS else 1

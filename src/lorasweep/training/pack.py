@@ -130,7 +130,8 @@ class Pack:
         roster, limits, engine = self.roster, self.limits, self.engine
         events: list[Event] = [Failed(number, e.cause, e.message) for number, e in roster.seat_waiting()]
         slots, again = roster.training, set[int]()  # again: slots that went back to their step's start
-        lanes = cut_forwards(slots, self.train, limits, engine, self.lanes.count)
+        expected = sum(slot.config.train.batch_size for slot in slots) * self.train.mean_length
+        lanes = cut_forwards(slots, self.train, limits, engine, self.lanes.useful(expected))
         tokens = sum(int(self.train.lengths[part.rows].sum()) for lane in lanes for forward in lane for part in forward)
         coming = [
             ([part.slot for part in forward], torch.cat([part.rows for part in forward]))
