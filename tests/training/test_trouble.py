@@ -157,3 +157,26 @@ def test_rungs_survive_saving(base_path: PathOf) -> None:
     other = pack_of(pack.base, 1, rows(30))
     other.load_state(0, clone(trial), tensors, fields)
     assert [event.rung for event in until_over(other) if isinstance(event, Evaluated)] == [12, None]
+
+
+def test_evaluations_that_do_not_fit_together_are_made_apart(
+    base_path: PathOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trials = [config(base_path("bert"), train__seed=k, train__max_steps=2) for k in range(3)]
+    base = base_of(trials[0])
+    pack = pack_of(base, 3, rows(30))
+    for number, trial in enumerate(trials):
+        pack.admit(number, trial)
+    real, widths = base.logits, []
+
+    def one_slot_in_evaluation(batch: Any) -> torch.Tensor:
+        if not torch.is_grad_enabled():
+            widths.append(len(batch.segments))
+            if len(batch.segments) > 1:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(batch)
+
+    monkeypatch.setattr(base, "logits", one_slot_in_evaluation)
+    events = until_over(pack)
+    assert sorted(event.number for event in events if isinstance(event, Finished)) == [0, 1, 2]
+    assert {1, 3} <= set(widths)

@@ -275,10 +275,13 @@ class Pack:
                 trouble = OUT_OF_MEMORY if is_out_of_memory(error) else describe(error)
             if trouble == OUT_OF_MEMORY:
                 free_memory(self.base.device)
-                if self.limits.tokens <= 1:
-                    longest = self.validation.longest
-                    return [self._fail(slot, "out_of_memory", self._memory_message(slot, longest)) for slot in due]
-                self.limits.tokens //= 2
+                longest = self.validation.longest
+                if self.limits.tokens > len(due) * longest:
+                    self.limits.tokens //= 2
+                elif len(due) > 1:  # one row of all of them is the least that they can share
+                    return [event for slot in due for event in self._evaluate([slot])]
+                else:
+                    return [self._fail(due[0], "out_of_memory", self._memory_message(due[0], longest))]
             elif trouble and len(due) == 1:
                 return [self._fail(due[0], "exception", f"evaluation at step {due[0].step}: {trouble}")]
             elif trouble:
