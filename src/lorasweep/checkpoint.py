@@ -13,6 +13,8 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -99,6 +101,21 @@ class Checkpoints:
             return []
         found = [(NAME.fullmatch(path.name), path) for path in self.folder.iterdir()]
         return sorted(((int(match["count"]), path) for match, path in found if match), reverse=True)
+
+
+@contextmanager
+def pausing_on_full_disk(sweep: str, folder: Path) -> Iterator[None]:
+    """Any error that a full disk is behind of, as one DiskFull that says how the sweep goes on."""
+    try:
+        yield
+    except Exception as error:
+        if not full_disk_in(error):
+            raise
+        what = error if isinstance(error, DiskFull) else disk_full(folder, None, error)
+        raise DiskFull(
+            f"sweep {sweep} is paused: {what}. What was saved before is whole. Make room, then continue with "
+            f"`lorasweep resume {sweep}`"
+        ) from error
 
 
 def disk_full(folder: Path, needed: int | None, error: BaseException) -> DiskFull:

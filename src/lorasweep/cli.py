@@ -12,9 +12,12 @@ import json
 import logging
 import os
 import re
+import signal
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from lorasweep import __version__
@@ -42,6 +45,8 @@ def main(argv: list[str] | None = None) -> int:
     # bitsandbytes asks for an optional kernel package at each import on CPUs with avx512_bf16; it works without
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     as_json = "--json" in words
+    if threading.current_thread() is threading.main_thread():  # a worker answers better once it has something to save
+        signal.signal(signal.SIGTERM, _leave)
     try:
         arguments, overrides = parse(words)
         return int(arguments.run(arguments, overrides))
@@ -56,6 +61,10 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output left, as `head` does
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
         return 0
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
 
 
 def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -84,6 +93,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     sweep = command("sweep", _sweep, "start sweeps/NAME.yaml, or continue it where it stopped")
     sweep.add_argument("name", help="a file in sweeps/, without .yaml")
+    sweep.add_argument("--fork", metavar="NEWNAME", help="go on with what was changed as a new sweep of this name")
     resume = command("resume", _resume, "continue a sweep with the overrides it was started with")
     resume.add_argument("name")
     for starts in (sweep, resume):
@@ -146,7 +156,9 @@ def _print_json(document: dict[str, Any]) -> None:
 def _sweep(arguments: argparse.Namespace, overrides: list[str]) -> int:
     from lorasweep import sweep
 
-    return _show_outcome(arguments, sweep.start(arguments.name, overrides, quiet=arguments.json, join=arguments.join))
+    return _show_outcome(
+        arguments, sweep.start(arguments.name, overrides, arguments.json, arguments.join, arguments.fork)
+    )
 
 
 def _resume(arguments: argparse.Namespace, overrides: list[str]) -> int:

@@ -48,6 +48,10 @@ class DiskFull(StorageError):
     """Nothing more can be written; what was written before is whole."""
 
 
+class TooManyFailures(LorasweepError):
+    """`sweep.max_failures` trials in a row failed of one cause; those that were running are saved."""
+
+
 class PromotionRefused(LorasweepError):
     """The gate said no; the registry is as it was."""
 

@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from lorasweep import leaderboard, live, posts, report
+from lorasweep import forking, leaderboard, live, posts, report
 from lorasweep.config import compose
 from lorasweep.config.home import Folders, Home
 from lorasweep.config.schema import GROUPS, TRIAL_GROUPS, Config
@@ -57,8 +57,9 @@ class Outcome:
         }
 
 
-def start(name: str, overrides: list[str], quiet: bool = False, join: bool = False) -> Outcome:
-    """Start sweeps/NAME.yaml, or continue it where it stopped. `join`: beside other processes that work on it.
+def start(name: str, overrides: list[str], quiet: bool = False, join: bool = False, fork: str | None = None) -> Outcome:
+    """Start sweeps/NAME.yaml, or continue it where it stopped. `join`: beside other processes that work on it. `fork`:
+    go on with changes as a new sweep of this name.
 
     Raises:
         ConfigError, DataError, ModelError: before anything is stored.
@@ -68,7 +69,15 @@ def start(name: str, overrides: list[str], quiet: bool = False, join: bool = Fal
     home = Home.find()
     home.find_sweep(name)
     config = compose.compose(overrides, sweep=name, home=home)
+    if fork is not None:
+        overrides = forking.overrides_of(fork, config, overrides, _identity_of(config, home), home)
+        config = compose.compose(overrides, sweep=name, home=home)
     return _run(name, config, overrides, home, quiet, join)
+
+
+def _identity_of(config: Config, home: Home) -> dict[str, Any]:
+    workbench = Workbench(Folders(home.tracking_dir(config.tracking)), config.sweep.objective, 1)
+    return identify(config, parse_space(config.sweep.space, config), workbench)
 
 
 def resume(name: str, overrides: list[str], quiet: bool = False, join: bool = False) -> Outcome:

@@ -105,6 +105,7 @@ class Tracker:
                 "lorasweep.state": "running",
                 "lorasweep.objective": f"{objective.direction} {objective.metric}",
                 "lorasweep.space": ", ".join(space_keys),
+                "lorasweep.forked_from": config.sweep.forked_from,
                 **_who(),
             }
             run = self._find("sweep")

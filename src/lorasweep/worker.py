@@ -13,16 +13,17 @@ import math
 import tempfile
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorasweep import failpoints, replay
-from lorasweep.checkpoint import disk_full, full_disk_in
+from lorasweep.candidates import Queue
+from lorasweep.checkpoint import full_disk_in, pausing_on_full_disk
 from lorasweep.config import compose
 from lorasweep.config.schema import Config
-from lorasweep.errors import ConfigError, DiskFull, LorasweepError, ObjectiveError, StorageError, TrialFailed
+from lorasweep.errors import ConfigError, LorasweepError, ObjectiveError, StorageError, TrialFailed
+from lorasweep.failures import Streak
 from lorasweep.posts import Post
 from lorasweep.progress import Progress
 from lorasweep.records import TrialRecord, TrialState
@@ -68,17 +69,16 @@ class Worker:
         """`composer` makes the typed config of a trial from its point; `only`: the one trial to train, None: all that
         waits and all that the study asks for."""
         self.study, self.tracker, self.workbench, self.progress = study, tracker, workbench, progress
-        self.compose, self.post, self.only = composer, post, only
+        self.compose, self.post = composer, post
         self.leases = Leases.of(study, post.name)
+        self.queue = Queue(study, self.leases, post, only)
         self.checkpoints = post.checkpoints if only is None else post.checkpoints_of_trial(only.number)
         self.stop = threading.Event()
         self.paused = False  # `stop` was set by `lorasweep pause`
         self.running: dict[int, RunningTrial] = {}
-        self.waiting: deque[tuple[Candidate, Config]] = deque()  # asked, but their pack had no free slot
-        self.returning: deque[Candidate] = deque()  # what an earlier process left
-        self.last_asked = -1  # the highest trial number that this sequence of processes took up
         self._changed = False  # trials came or went since the last checkpoint
         self._saved_at = self._clock = self._looked_at = time.monotonic()
+        self.failures = Streak(study.name, study.config.sweep.max_failures)
         self._no_run_since: float | None = None
         self._fill_again_at = 0.0  # time.monotonic()
 
@@ -89,24 +89,19 @@ class Worker:
             Interrupted: `stop` was set; running trials are saved, and stay open in the study and in their runs.
             ObjectiveError: the objective's metric is never logged.
             DiskFull: nothing more can be written; the sweep can be resumed once there is room.
+            TooManyFailures: `sweep.max_failures` in a row of one cause.
         """
-        try:
-            with self.leases.beating(lambda: self._ours):
-                self._loop()
-        except Exception as error:
-            if not full_disk_in(error):
-                raise
-            what = error if isinstance(error, DiskFull) else disk_full(self.checkpoints.folder, None, error)
-            raise DiskFull(
-                f"sweep {self.study.name} is paused: {what}. What was saved before is whole. Make room, then continue "
-                f"with `lorasweep resume {self.study.name}`"
-            ) from error
+        with (
+            pausing_on_full_disk(self.study.name, self.checkpoints.folder),
+            self.leases.beating(lambda: self._ours),
+        ):
+            self._loop()
 
     def _loop(self) -> None:
         self._recover()
         while True:
             self._fill()
-            if not self.running and self.waiting:  # for MLflow
+            if not self.running and self.queue.waiting:  # for MLflow
                 if self.stop.wait(RETRY_SECONDS):
                     self._save_and_leave()
                 continue
@@ -118,12 +113,12 @@ class Worker:
                 return
             self._save_where_due()
             for pack in self.workbench.active_packs:
-                events = pack.advance()
-                self._let_go_of_lost()
-                for event in events:
+                for event in pack.advance():
+                    self._let_go_of_lost()
                     self._handle(event)
             for number in [number for number, trial in self.running.items() if trial.ghost_is_over]:
                 self._release(number)
+            self._stop_where_all_fail()
             self._obey()
             if self.stop.is_set():
                 self._save_and_leave()
@@ -131,12 +126,7 @@ class Worker:
     # -- checkpoints ------------------------------------------------------------------------------------------------
 
     def _recover(self) -> None:
-        only = None if self.only is None else [self.only]
-        with self.post.asking():
-            found = replay.recover(self.study, self.leases, self.workbench, self.checkpoints.load(), only)
-        self.returning.extend(found.queue)
-        self.last_asked = found.last_asked
-        for note in found.notes:
+        for note in self.queue.recover(self.workbench, self.checkpoints.load()):
             self.progress.note(note)
 
     def _save_where_due(self) -> None:
@@ -144,28 +134,30 @@ class Worker:
             self._save()
 
     def _save(self) -> None:
-        queue = [*(candidate for candidate, _ in self.waiting), *self.returning]
-        self.checkpoints.save(*replay.snapshot(self.workbench, queue, self.last_asked))
+        self.checkpoints.save(*replay.snapshot(self.workbench, self.queue.candidates, self.queue.last_asked))
         self._changed, self._saved_at = False, time.monotonic()
 
     # -- admission ------------------------------------------------------------------------------------------------
 
     def _fill(self) -> None:
         while len(self.running) < self.workbench.slots and time.monotonic() >= self._fill_again_at:
-            if self.waiting:
-                candidate, config = self.waiting[0]
+            self._stop_where_all_fail()
+            if self.queue.waiting:
+                candidate, config = self.queue.waiting[0]
                 if not self.workbench.pack(config).free:
                     return
-                self.waiting.popleft()
+                self.queue.waiting.popleft()
             else:
-                found = self._next()
-                if found is None:
+                self._add_seconds()
+                found = self.queue.next(sum(trial.uncounted_samples for trial in self.running.values()))
+                if found is None:  # a spent budget stays spent: asking at every turn would cost more than a tiny step
+                    self._fill_again_at = time.monotonic() + LOOK_SECONDS
                     return
-                candidate = found
+                candidate, self._changed = found, True
                 try:
                     config = self.compose(candidate.asked.params)
                     if not self.workbench.pack(config).free:
-                        self.waiting.append((candidate, config))
+                        self.queue.waiting.append((candidate, config))
                         return
                 except (ConfigError, TrialFailed) as error:
                     self._fail_before_training(candidate, error)
@@ -182,33 +174,8 @@ class Worker:
             self.progress.note(f"{error}; trial {candidate.asked.number} waits for it")
         elif not self.running and time.monotonic() - self._no_run_since > PATIENCE_SECONDS:
             raise StorageError(f"{error}; gave up after {PATIENCE_SECONDS:g} s with nothing left to train") from error
-        self.waiting.appendleft((candidate, config))
+        self.queue.waiting.appendleft((candidate, config))
         self._fill_again_at = time.monotonic() + RETRY_SECONDS
-
-    def _next(self) -> Candidate | None:
-        """The next trial to train: first those that an earlier process left here, then those that a dead worker left
-        elsewhere, then new ones while the budget lasts."""
-        if self.returning:
-            candidate: Candidate | None = self.returning.popleft()
-        elif self.only is not None:
-            return None
-        else:
-            candidate = replay.take_over(self.study, self.leases, self.post) or self._ask()
-        if candidate is not None:
-            self.last_asked = max(self.last_asked, candidate.asked.number)
-            self._changed = True
-        return candidate
-
-    def _ask(self) -> Candidate | None:
-        self._add_seconds()
-        in_training = sum(trial.uncounted_samples for trial in self.running.values())
-        with self.post.asking():
-            asked = None if self.study.budget_spent(in_training) else self.study.ask()
-            if asked is None:
-                return None
-            failpoints.reach("asked")
-            self.leases.claim(asked.number)
-        return Candidate(asked)
 
     def _admit(self, candidate: Candidate, config: Config) -> None:
         from lorasweep.training.schedule import total_samples
@@ -348,9 +315,12 @@ class Worker:
             record.state, record.value, record.reason = TrialState.FAILED, None, f"objective: {problem}"
             self._end(record, {})
             return
+        self._end_with_adapter(trial, record)
+
+    def _end_with_adapter(self, trial: RunningTrial, record: TrialRecord) -> None:
         with tempfile.TemporaryDirectory(prefix="lorasweep-") as folder:
             adapter = Path(folder) / "adapter"
-            trial.pack.export(number, adapter)
+            trial.pack.export(record.trial, adapter)
             self._end(record, {"adapter": adapter})
 
     def _on_failure(self, trial: RunningTrial, event: Any) -> None:
@@ -373,6 +343,7 @@ class Worker:
         else:
             self.study.fail(record.trial, record)
         failpoints.reach("told")
+        self.failures.note(record)
         self._release(record.trial)
         self.progress.trial_ended(record)
 
@@ -424,10 +395,7 @@ class Worker:
             self._end(record, {})
             return
         record.value, record.metrics = best.value, dict(best.metrics)
-        with tempfile.TemporaryDirectory(prefix="lorasweep-") as folder:
-            adapter = Path(folder) / "adapter"
-            trial.pack.export(number, adapter)
-            self._end(record, {"adapter": adapter})
+        self._end_with_adapter(trial, record)
 
     # -- leaving ------------------------------------------------------------------------------------------------------
 
@@ -436,11 +404,19 @@ class Worker:
         self.study.add_seconds(now - self._clock)
         self._clock = now
 
-    def _save_and_leave(self) -> None:
+    def _stop_where_all_fail(self) -> None:
+        if (error := self.failures.error) is not None:
+            self._save_everything()
+            raise error
+
+    def _save_everything(self) -> None:
         for number in self._ours:
             self.tracker.flush(number)
         self._save()
         self._add_seconds()
+
+    def _save_and_leave(self) -> None:
+        self._save_everything()
         trials = ", ".join(str(number) for number in sorted(self._ours))
         how = "is paused" if self.paused else "was interrupted"
         raise Interrupted(

@@ -37,7 +37,7 @@ def test_every_difference_is_shown(now: dict[str, Any], line: str) -> None:
         check_same("rank", WAS, {**WAS, **now})
     message = str(caught.value)
     assert f"  {line}" in message.splitlines()
-    assert "lorasweep resume rank" in message and "sweep.name=NEW" in message
+    assert "lorasweep resume rank" in message and "--fork NEWNAME" in message
 
 
 def test_many_and_long_differences_are_cut() -> None:

@@ -283,6 +283,10 @@ class SweepConfig:
         {}, "override key -> values in Hydra's override grammar, for example interval(1e-4, 1e-2)"
     )
     enqueue: list[dict[str, Any]] = option([], "points to try first")
+    max_failures: int = option(
+        5, "stop the sweep after so many trials in a row have failed of one cause; 0: never", at_least=0
+    )
+    forked_from: str = option("", "the sweep that this one goes on from with changes; set by --fork")
     warm_start: list[str] = option(
         [], "earlier sweeps whose complete trials the sampler (tpe, gp, cmaes) starts from; shown and counted nowhere"
     )

@@ -31,7 +31,7 @@ def check_same(name: str, was: dict[str, Any], now: dict[str, Any]) -> None:
         f"sweep {name!r} was started as another sweep (was -> now):\n"
         + "\n".join(lines)
         + f"\nUndo the change in sweeps/ or in the overrides (`lorasweep resume {name}` takes the old ones), "
-        "or start another sweep beside it with sweep.name=NEW"
+        "or go on with it as a new sweep with --fork NEWNAME"
     )
 
 
