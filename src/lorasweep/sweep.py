@@ -318,6 +318,7 @@ def _summary(study: SweepStudy) -> dict[str, Any]:
         "seconds": study.seconds(),
         "samples": study.samples_seen(),
         "stopped": study.stop_reason(),
+        "seeded_from": study.seeded_from,
     }
 
 
