@@ -33,6 +33,8 @@ from lorasweep.training.slot import Best, Slot
 from lorasweep.training.stepping import Diverged, gradient_norms, optimizer_step
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from lorasweep.data.encode import Encoded
     from lorasweep.models.base import LoadedBase
     from lorasweep.models.prefix_cache import PrefixBudget
@@ -265,56 +267,56 @@ class Pack:
     # -- evaluation -----------------------------------------------------------------------------------------------
 
     def _evaluate(self, due: list[Slot]) -> list[Event]:
-        """Evaluate slots together; one by one where that raised an exception, so that it ends its own trial alone."""
-        results: list[Any] | None = None
-        while results is None:
-            trouble = ""
-            try:
-                results = evaluate(self.engine, self.task, self.validation, due, self.limits.tokens, self.lanes)
-            except Exception as error:
-                trouble = OUT_OF_MEMORY if is_out_of_memory(error) else describe(error)
-            if trouble == OUT_OF_MEMORY:
-                free_memory(self.base.device)
-                longest = self.validation.longest
-                if self.limits.tokens > len(due) * longest:
-                    self.limits.tokens //= 2
-                elif len(due) > 1:  # one row of all of them is the least that they can share
-                    return [event for slot in due for event in self._evaluate([slot])]
-                else:
-                    return [self._fail(due[0], "out_of_memory", self._memory_message(due[0], longest))]
-            elif trouble and len(due) == 1:
-                return [self._fail(due[0], "exception", f"evaluation at step {due[0].step}: {trouble}")]
-            elif trouble:
-                return [event for slot in due for event in self._evaluate([slot])]
-        events: list[Event] = []
-        for slot, (metrics, predictions) in zip(due, results, strict=True):
-            value = metrics.get(self.objective.metric)
-            if value is None or not math.isfinite(value):
-                said = (
-                    f"is {value}" if value is not None else f"is not among those logged: {', '.join(sorted(metrics))}"
-                )
-                events.append(
-                    self._fail(slot, "objective", f"the objective {self.objective.metric} {said} at step {slot.step}")
-                )
-                continue
-            is_best = slot.best is None or self._better(value, slot.best.value)
-            if is_best:
-                slot.best = Best(slot.step, value, dict(metrics), self.engine.save(slot.index))
-            slot.evaluations_without_best = 0 if is_best else slot.evaluations_without_best + 1
-            events.append(Evaluated(slot.number, slot.step, slot.samples, metrics, predictions, is_best, slot.rung))
-            patience = slot.config.train.early_stopping_evals
-            if slot.step == slot.max_steps:
-                slot.over = "steps"
-            elif patience and slot.evaluations_without_best >= patience:
-                slot.over = "early_stopping"
-            if slot.over:
-                best = slot.best
-                assert best is not None
-                events.append(
-                    Finished(
-                        slot.number, slot.step, slot.samples, best.step, dict(best.metrics), slot.over, slot.seconds
-                    )
-                )
+        """Evaluate slots together."""
+        results, trouble = [], ""
+        try:
+            results = evaluate(self.engine, self.task, self.validation, due, self.limits.tokens, self.lanes)
+        except Exception as error:
+            trouble = OUT_OF_MEMORY if is_out_of_memory(error) else describe(error)
+        if trouble:
+            return self._evaluate_again(due, trouble)
+        return [event for slot, result in zip(due, results, strict=True) for event in self._judge(slot, *result)]
+
+    def _evaluate_again(self, due: list[Slot], trouble: str) -> list[Event]:
+        """After out of memory in smaller forwards, then slot by slot; after an exception slot by slot, so that it ends
+        its own trial alone."""
+        longest, is_memory = self.validation.longest, trouble == OUT_OF_MEMORY
+        if is_memory:
+            free_memory(self.base.device)
+            if self.limits.tokens > len(due) * longest:
+                self.limits.tokens //= 2
+                return self._evaluate(due)
+        if len(due) > 1:
+            return [event for slot in due for event in self._evaluate([slot])]
+        (slot,) = due
+        if is_memory:
+            return [self._fail(slot, "out_of_memory", self._memory_message(slot, longest))]
+        return [self._fail(slot, "exception", f"evaluation at step {slot.step}: {trouble}")]
+
+    def _judge(self, slot: Slot, metrics: dict[str, float], predictions: np.ndarray) -> list[Event]:
+        """What an evaluation means for a trial: a new best, its end, or a failure."""
+        value = metrics.get(self.objective.metric)
+        if value is None or not math.isfinite(value):
+            said = f"is {value}" if value is not None else f"is not among those logged: {', '.join(sorted(metrics))}"
+            return [self._fail(slot, "objective", f"the objective {self.objective.metric} {said} at step {slot.step}")]
+        is_best = slot.best is None or self._better(value, slot.best.value)
+        if is_best:
+            slot.best = Best(slot.step, value, dict(metrics), self.engine.save(slot.index))
+        slot.evaluations_without_best = 0 if is_best else slot.evaluations_without_best + 1
+        events: list[Event] = [
+            Evaluated(slot.number, slot.step, slot.samples, metrics, predictions, is_best, slot.rung)
+        ]
+        patience = slot.config.train.early_stopping_evals
+        if slot.step == slot.max_steps:
+            slot.over = "steps"
+        elif patience and slot.evaluations_without_best >= patience:
+            slot.over = "early_stopping"
+        if slot.over:
+            best = slot.best
+            assert best is not None
+            events.append(
+                Finished(slot.number, slot.step, slot.samples, best.step, dict(best.metrics), slot.over, slot.seconds)
+            )
         return events
 
     def _better(self, value: float, than: float) -> bool:
