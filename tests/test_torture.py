@@ -26,6 +26,8 @@ TRIALS = 7
 ALONE = MINI.replace("slots: 3", "slots: 1")
 # two bases in turn, so that packs come and go, with trials that wait for a free slot of theirs
 TWO_BASES = MINI.replace("  space:\n", "  space:\n    model: choice(tiny_encoder, tiny_gpt2)\n")
+# losers leave at rungs that lie between evaluations
+PRUNED = MINI.replace("sampler:", "pruner: {kind: asha, min_samples: 20, factor: 2}\nsampler:")
 
 
 @dataclass
@@ -272,7 +274,7 @@ def test_torture_at_every_failpoint(nursery: Nursery, whole: Whole, tmp_path: Pa
 
 @pytest.mark.torture
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("sweep", [MINI, ALONE, TWO_BASES], ids=["packed", "alone", "two bases"])
+@pytest.mark.parametrize("sweep", [MINI, ALONE, TWO_BASES, PRUNED], ids=["packed", "alone", "two bases", "pruned"])
 def test_torture_at_random_moments(nursery: Nursery, tmp_path: Path, sweep: str, seed: int) -> None:
     whole = run_whole(nursery, tmp_path / "whole", sweep)
     home, killed = home_with(tmp_path / "home", sweep), []
