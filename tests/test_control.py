@@ -46,7 +46,7 @@ def first_loss(home: Path, trial: int) -> float:
         (["stop", "mini", "0"], "trial 0 of sweep 'mini' has ended already: it is complete"),
         (["stop", "mini", "99"], "has no trial 99; there are 0 to"),
         (["stop", "mimi", "0"], "did you mean `mini`"),
-        (["pause", "mini"], "no trial of sweep 'mini' is running: there is nothing to pause"),
+        (["pause", "mini"], "no process works on sweep 'mini': there is nothing to pause"),
         (["clone", "mini", "99"], "has no trial 99"),
         (["clone", "mini", "0", "sampler.seed=3"], "`sampler.seed` is one for the whole sweep"),
         (["clone", "mini", "0", "optimizer.lr=-1"], "`optimizer.lr` must be > 0"),

@@ -50,3 +50,23 @@ def test_a_warm_clone_killed_in_the_middle_ends_like_one_that_was_not(nursery: N
     left, whole = left_by(homes[1]), left_by(homes[0])
     check_agreement(left, TRIALS + 2)
     check_same(left, whole)
+
+
+@pytest.mark.slow
+def test_pause_stops_a_sweep_of_another_process_and_resume_goes_on(nursery: Nursery, tmp_path: Path) -> None:
+    home = home_with(tmp_path / "home", MINI.replace("range(5, 17, 4)", "range(200, 208, 4)"))
+    running = nursery.start(home, "sweep", "mini")
+    while len(list(home.glob("mlruns/lorasweep/sweeps/mini/spool/*.jsonl"))) < 3:
+        nursery.listen(0.05)
+    assert "Trial 1 ends as pruned at its worker's next turn." in nursery.run(home, "stop", "mini", "1")
+    assert "saves its trials and leaves" in nursery.run(home, "pause", "mini")
+    assert running.wait() == 130, running.output
+    assert "sweep mini is paused and saved" in running.output and "Traceback" not in running.output
+    records = SweepStudy.load(Folders(home), "mini").records()
+    assert {record.trial for record in records if record.state == "running"} >= {0, 2}
+    assert records[1].state == "pruned" and records[1].reason is not None
+    assert "no process works on sweep 'mini'" in nursery.run(home, "pause", "mini", code=2)
+    nursery.run(home, "resume", "mini", "sweep.trials=3")
+    left = left_by(home)
+    check_agreement(left, len(left.trials))
+    assert {trial["state"] for trial in left.trials.values()} == {"complete", "pruned"}

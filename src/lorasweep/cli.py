@@ -257,11 +257,13 @@ def _ui(arguments: argparse.Namespace, overrides: list[str]) -> int:
 def _stop(arguments: argparse.Namespace, overrides: list[str]) -> int:
     from lorasweep import control
 
-    control.stop(arguments.name, arguments.trial, overrides)
+    processes = control.stop(arguments.name, arguments.trial, overrides)
     if arguments.json:
-        _print_json({"sweep": arguments.name, "stop": arguments.trial})
-    else:
+        _print_json({"sweep": arguments.name, "stop": arguments.trial, "processes": processes})
+    elif processes:
         print(f"Trial {arguments.trial} ends as pruned at its worker's next turn.")
+    else:
+        print(f"No process works on {arguments.name}; trial {arguments.trial} ends as pruned once it is resumed.")
     return 0
 
 
@@ -280,12 +282,12 @@ def _clone(arguments: argparse.Namespace, overrides: list[str]) -> int:
 def _pause(arguments: argparse.Namespace, overrides: list[str]) -> int:
     from lorasweep import control
 
-    running = control.pause(arguments.name, overrides)
+    processes = control.pause(arguments.name, overrides)
     if arguments.json:
-        _print_json({"sweep": arguments.name, "running": running})
+        _print_json({"sweep": arguments.name, "processes": processes})
     else:
-        print(f"The processes on {arguments.name} save trials {', '.join(map(str, running))} and leave at their next")
-        print(f"turn; `lorasweep resume {arguments.name}` goes on.")
+        print(f"Process {', '.join(processes)} saves its trials and leaves at its next turn;")
+        print(f"`lorasweep resume {arguments.name}` goes on.")
     return 0
 
 

@@ -1,13 +1,14 @@
 """The commands that act on a sweep while it runs: stop a trial, clone one, pause the sweep. From any terminal.
 
 They write what is asked into the study; running workers look there and act at their next turn. Neighbours:
-`search.study` (where requests lie), `worker` (who acts), `cli` (who calls).
+`search.study` (where requests lie), `posts` (who works), `worker` (who acts), `cli` (who calls).
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+from lorasweep import posts
 from lorasweep.config import compose
 from lorasweep.config.home import Folders, Home
 from lorasweep.config.schema import TRIAL_GROUPS
@@ -20,8 +21,8 @@ RESHAPING = ("model", "quantization", "adapter", "task")  # groups that decide w
 NO_WEIGHTS = ("adapter.dropout", "adapter.alpha")
 
 
-def stop(name: str, trial: int, overrides: list[str]) -> None:
-    """Ask that a running trial ends as pruned, with what it has.
+def stop(name: str, trial: int, overrides: list[str]) -> list[str]:
+    """Ask that a running trial ends as pruned, with what it has; ids of the processes that work on the sweep now.
 
     Raises:
         UsageError: no such sweep or trial, or the trial has ended.
@@ -32,20 +33,21 @@ def stop(name: str, trial: int, overrides: list[str]) -> None:
         raise UsageError(f"trial {trial} of sweep {name!r} has ended already: it is {record.state}")
     if not any(request.kind == STOP and request.trial == trial for request in study.requests()):
         study.request(STOP, trial)
+    return posts.holders(study.folders.sweep(study.name))
 
 
-def pause(name: str, overrides: list[str]) -> list[int]:
-    """Ask the processes that train this sweep to save and leave; the trials that are running, by number.
+def pause(name: str, overrides: list[str]) -> list[str]:
+    """Ask the processes that work on this sweep to save and leave; their ids.
 
     Raises:
-        UsageError: no such sweep, or none of its trials is running.
+        UsageError: no such sweep, or no process works on it.
     """
     study, _ = _open(name, overrides)
-    running = [asked.number for asked in study.interrupted()]
-    if not running:
-        raise UsageError(f"no trial of sweep {name!r} is running: there is nothing to pause")
+    processes = posts.holders(study.folders.sweep(study.name))
+    if not processes:
+        raise UsageError(f"no process works on sweep {name!r}: there is nothing to pause")
     study.request(PAUSE)
-    return running
+    return processes
 
 
 def clone(name: str, trial: int, overrides: list[str], warm: bool = False) -> Asked:

@@ -68,10 +68,10 @@ def enter(sweep: str, folder: Path, join: bool = False) -> Iterator[Post]:
     places.mkdir(parents=True, exist_ok=True)
     with ExitStack() as held:
         with _locked(places / "door", wait=True):  # one process looks around at a time
-            holders = [_holder(path) for path in _lock_files(folder) if _is_held(path)]
-            if holders and not join:
+            busy = holders(folder)
+            if busy and not join:
                 raise StorageError(
-                    f"process {' and process '.join(holders)} is training sweep {sweep} at this moment; wait until it "
+                    f"process {' and process '.join(busy)} is training sweep {sweep} at this moment; wait until it "
                     f"ends or stop it, watch it with `lorasweep leaderboard {sweep}`, or work on it too with --join"
                 )
             number = 0
@@ -81,6 +81,11 @@ def enter(sweep: str, folder: Path, join: bool = False) -> Iterator[Post]:
             handle.write(str(os.getpid()))
             handle.flush()
         yield Post(folder, str(number))
+
+
+def holders(folder: Path) -> list[str]:
+    """Ids of the processes that work on a sweep now. `folder` is the sweep's own. Empty where locks cannot tell."""
+    return [_holder(path) for path in _lock_files(folder) if _is_held(path)]
 
 
 def _lock_files(folder: Path) -> list[Path]:
