@@ -86,3 +86,10 @@ def test_an_override_of_a_swept_key_is_refused(home: Path, capsys: pytest.Captur
         assert (
             "`optimizer.lr` is swept by `sweep.space`, so its override would change nothing" in capsys.readouterr().err
         )
+
+
+def test_a_pruner_that_no_trial_would_meet_is_refused(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sweep", "mini", "sweep.name=other", "pruner=asha", "pruner.min_samples=96"]) == 2
+    message = "`pruner=asha` would never stop a trial: none trains on over 96 samples"
+    assert message in capsys.readouterr().err
+    assert "other" not in SweepStudy.names(Folders(home))

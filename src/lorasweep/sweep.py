@@ -23,6 +23,7 @@ from lorasweep.launchers.local import prepare
 from lorasweep.posts import Post
 from lorasweep.progress import Progress, Silent
 from lorasweep.search.objectives import Goals
+from lorasweep.search.pruners import GEOMETRIC, rungs_of
 from lorasweep.search.space import Space, parse_space
 from lorasweep.search.study import Asked, SweepStudy
 from lorasweep.workbench import Workbench
@@ -110,6 +111,8 @@ def _run(name: str, config: Config, overrides: list[str], home: Home, quiet: boo
     trials = [compose.compose_trial(overrides, name, point, home) for point in space.probe_points()]
     prepare(config.launcher)  # packs count threads as they are made
     workbench = Workbench(folders, config.sweep.objective, given_slots(config) or 1)
+    if config.pruner.kind != "none":
+        check_rungs(trials, workbench)
     identity = identify(config, space, workbench)
     exists = config.sweep.name in SweepStudy.names(folders)
     with ExitStack() as stack:
@@ -236,6 +239,25 @@ def check_overrides(space: Space, overrides: list[str]) -> None:
                 f"`{key}` is swept by `sweep.space`, so its override would change nothing; leave it out, or take the "
                 "key out of the space of a copy of the sweep file"
             )
+
+
+def check_rungs(trials: list[Config], workbench: Workbench) -> None:
+    """A pruner whose first rung no trial reaches would do nothing, and say nothing. `trials` touch every bound.
+
+    Raises:
+        ConfigError: it is so.
+    """
+    from lorasweep.training.schedule import total_steps
+
+    pruner = trials[0].pruner  # `most`: no trial has more, because points touch one bound at a time
+    steps = max(total_steps(trial.train, len(workbench.data(trial).train)) for trial in trials)
+    most = steps * max(trial.train.batch_size for trial in trials) * max(trial.train.accumulation for trial in trials)
+    if pruner.kind != "none" and not rungs_of(pruner, most):
+        key = "min_samples" if pruner.kind in GEOMETRIC else "interval_samples and warmup_samples"
+        raise ConfigError(
+            f"`pruner={pruner.kind}` would never stop a trial: none trains on over {most:,} samples, and the first "
+            f"rung comes later; lower pruner.{key}, train longer, or take pruner=none"
+        )
 
 
 def identify(config: Config, space: Space, workbench: Workbench) -> dict[str, Any]:
