@@ -158,6 +158,20 @@ def test_a_replay_finds_the_stored_verdicts(folders: Folders) -> None:  # noqa: 
     )
 
 
+def test_a_kill_between_verdict_and_value_is_mended_by_the_replay(
+    folders: Folders,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    study = open_study(folders, "pruner=asha", "pruner.min_samples=100")
+    trial = ask(study)
+    with monkeypatch.context() as killed:
+        killed.setattr(study._stored, "set_intermediate", lambda *_: None)
+        study.report(trial.number, 100, 0.5)
+    assert study._stored.trial(trial.number).intermediate_values == {}
+    assert study.report(trial.number, 100, 0.7).keep
+    assert study._stored.trial(trial.number).intermediate_values == {100: 0.5}  # the first value, as the verdict's
+
+
 def test_values_at_rungs_are_seen_by_optunas_samplers(folders: Folders) -> None:  # noqa: F811
     """TPE ranks pruned trials by the rung first: another last step would put a larger batch above a better value."""
     study = open_study(folders, "pruner=asha", "pruner.min_samples=100")

@@ -253,12 +253,14 @@ class SweepStudy(StudyReader):
         """
         if not math.isfinite(value):
             raise TrialFailed("diverged", f"trial {number}: {self.metric} is {value}; a value must be finite")
-        found = reports.reports_of(self._stored.trial(number)).get(samples)
+        trial = self._stored.trial(number)
+        found = reports.reports_of(trial).get(samples)
         if found is None:
             found = self._judge.judge(self._stored.trials(), number, samples, value, results)
             self._stored.set(number, reports.attribute(samples), found.to_json())
-            if not self.goals.several:
-                self._stored.set_intermediate(number, samples, value)
+        noted = samples in trial.intermediate_values or trial.state.is_finished()
+        if not noted and not self.goals.several:  # also where a kill came in between
+            self._stored.set_intermediate(number, samples, found.value)
         return found.verdict
 
     def complete(self, number: int, value: float, record: TrialRecord) -> None:
