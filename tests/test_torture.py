@@ -240,6 +240,9 @@ def test_two_workers_of_which_one_is_killed(nursery: Nursery, tmp_path: Path) ->
     left = left_by(home)
     check_agreement(left, 9)  # those of the dead one too
     assert {trial["state"] for trial in left.trials.values()} == {"complete"}
+    with closing(sqlite3.connect(home / "mlflow.db")) as database:
+        own = "select status from runs join tags using (run_uuid) where key = 'lorasweep.kind' and value = 'sweep'"
+        assert database.execute(own).fetchall() == [("FINISHED",)]
     assert "All is done" in nursery.run(home, "resume", "mini")
 
 

@@ -323,8 +323,11 @@ def _launch(
         tracker.open_sweep(config, compose.to_yaml(config), list(config.sweep.space))
         worker = Worker(study, tracker, workbench, composer, progress, post, only)
         local.launch(worker, config.launcher)
-        tracker.close_sweep(_summary(study))
-        report.attach(study, workbench.folders)
+        if only is None and study.counts()["running"]:
+            progress.note("other processes train on; the last one writes the summary and the report")
+        else:
+            tracker.close_sweep(_summary(study))
+            report.attach(study, workbench.folders)
     except BaseException:
         with suppress(LorasweepError, OSError):  # what happened first is what is told
             tracker.close()
