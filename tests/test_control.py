@@ -93,3 +93,14 @@ def test_a_pruner_that_no_trial_would_meet_is_refused(home: Path, capsys: pytest
     message = "`pruner=asha` would never stop a trial: none trains on over 96 samples"
     assert message in capsys.readouterr().err
     assert "other" not in SweepStudy.names(Folders(home))
+
+
+def test_a_swept_adapter_that_the_base_lacks_is_found_before_anything_is_stored(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    space = "    adapter.targets: choice([query], [nope])\n    adapter.r: choice(2, 4)\n"
+    (home / "sweeps" / "wrong.yaml").write_text(SWEEP.replace("    adapter.r: choice(2, 4)\n", space))
+    assert main(["sweep", "wrong", "launcher.threads=1"]) == 2
+    said = capsys.readouterr().err
+    assert "adapter.targets names `nope`" in said and "adapter.targets=['nope']" in said
+    assert "wrong" not in SweepStudy.names(Folders(home))

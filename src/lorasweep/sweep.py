@@ -128,6 +128,7 @@ def _run(name: str, config: Config, overrides: list[str], home: Home, quiet: boo
         progress, tally = stack.enter_context(_view(config, quiet))
         progress.note(f"loading {config.model.name or config.model.path} and {workbench.data(config).source}")
         trial = compose.compose_trial(overrides, name, first, home)
+        check_adapters(space.probe_points(), trials, trial, workbench)
         check_trainable(trial, workbench)
         if given_slots(config) is None and not (exists and study.slots is not None):
             settle_slots(workbench, trial, [trial, *trials])
@@ -275,6 +276,33 @@ def identify(config: Config, space: Space, workbench: Workbench) -> dict[str, An
         "data_fingerprint": workbench.data(config).fingerprint,
         **fixed,
     }
+
+
+def check_adapters(points: list[dict[str, Any]], trials: list[Config], first: Config, workbench: Workbench) -> None:
+    """Load every base that is swept and find the modules that each swept adapter names: a wrong choice would cost a
+    failed trial each time it is drawn. `trials` are those of `points`; `first` is checked by `check_trainable`.
+
+    Raises:
+        ConfigError: with the point; what loading a base or finding its modules raises.
+    """
+    from lorasweep.models.packed_lora import counts_of
+
+    def layout(trial: Config) -> str:
+        adapter = trial.adapter
+        return repr((trial.model, trial.quantization, adapter.kind, adapter.targets, adapter.layers, adapter.bias))
+
+    seen = {layout(first)}
+    for point, trial in zip(points, trials, strict=True):
+        if layout(trial) in seen:
+            continue
+        seen.add(layout(trial))
+        try:
+            base = workbench.base(trial)
+            if trial.adapter.kind != "full":
+                counts_of(base, trial)
+        except ConfigError as error:
+            words = ", ".join(f"{key}={value}" for key, value in point.items())
+            raise type(error)(f"{error} (at {words}; check `sweep.space`)") from None
 
 
 def check_trainable(config: Config, workbench: Workbench) -> None:
