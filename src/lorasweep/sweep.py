@@ -122,6 +122,7 @@ def _run(name: str, config: Config, overrides: list[str], home: Home, quiet: boo
             if given_slots(config) is None and study.slots is not None:
                 workbench.set_slots(study.slots)
             if not study.interrupted() and study.budget_spent():
+                post.checkpoints.clear()  # a kill may have come before its worker could
                 settle(folders, study.name)
                 return _outcome(study, workbench.slots, 0.0, nothing_to_do=True)
         first = {**space.probe_points()[0], **(config.sweep.enqueue or [{}])[0]}
