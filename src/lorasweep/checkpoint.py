@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorasweep import failpoints
+from lorasweep.config.home import sync_folder
 from lorasweep.errors import DiskFull
 
 if TYPE_CHECKING:
@@ -139,17 +140,6 @@ def full_disk_in(error: BaseException) -> bool:
             return True
         seen = seen.__cause__ or seen.__context__
     return False
-
-
-def sync_folder(folder: Path) -> None:
-    """Make names in a folder durable; not every system lets a folder be opened."""
-    if os.name != "posix":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _read(path: Path, notes: list[str]) -> Checkpoint | None:

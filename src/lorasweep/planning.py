@@ -98,14 +98,14 @@ def plan(name: str, overrides: list[str]) -> Plan:
 
 def expected_samples(config: Config, space: Space, overrides: list[str], name: str, home: Home, rows: int) -> int:
     """Training rows that all trials would see, averaged over random points of the space."""
-    from lorasweep.training.schedule import total_steps
+    from lorasweep.training.schedule import total_samples
 
     seen = []
     drawn = random.Random(config.sampler.seed)
     for _ in range(DRAWS):
         point = space.point(lambda dimension: dimension.at(drawn.random()))
         train = compose.compose_trial(overrides, name, point, home).train
-        seen.append(total_steps(train, rows) * train.batch_size * train.accumulation)
+        seen.append(total_samples(train, rows))
     return round(statistics.mean(seen) * config.sweep.trials)
 
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lorasweep.config.home import sync_folder
 from lorasweep.errors import StorageError
 
 
@@ -69,7 +70,7 @@ class Spool:
         if self._end == 0:
             self._write({"trial": trial})
             self.sync()
-            _sync_folder(folder)
+            sync_folder(folder)
 
     # -- writing ----------------------------------------------------------------------------------------------------
 
@@ -256,14 +257,3 @@ def _read_offset(path: Path) -> int:
         return max(0, int(path.read_text()))
     except (FileNotFoundError, ValueError):
         return 0
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a new file's name durable; not every system lets a folder be opened."""
-    if os.name != "posix":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

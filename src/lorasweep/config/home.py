@@ -116,3 +116,14 @@ class Folders:
     def spool(self, name: str) -> Path:
         """Metrics of a sweep's trials on their way to MLflow."""
         return self.sweep(name) / "spool"
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a new file's name durable; not every system lets a folder be opened."""
+    if os.name != "posix":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -69,4 +69,5 @@ class Lanes:
             return function(item)
 
         futures = [self._pool.submit(run, item) for item in work]
+        wait(futures)  # what is tried again after an exception must not meet a lane that still runs
         return [future.result() for future in futures]

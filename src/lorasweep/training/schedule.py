@@ -39,4 +39,4 @@ def learning_rate(optimizer: OptimizerConfig, step: int, steps: int) -> float:
 
 def total_samples(train: TrainConfig, rows: int) -> int:
     """Training rows that a trial sees over `rows` of them, unless it stops early; repeated ones count again."""
-    return total_steps(train, rows) * train.batch_size * train.accumulation
+    return total_steps(train, rows) * samples_per_step(train)
