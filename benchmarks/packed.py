@@ -117,7 +117,7 @@ def run_listed(script: Path, options: list[str], trials: list[dict], arguments: 
     return seconds, peak, max(trial["eval_accuracy"] for trial in result["trials"])
 
 
-def run_ours(slots: str, trials: list[dict], arguments: argparse.Namespace) -> tuple:
+def run_ours(slots: int, trials: list[dict], arguments: argparse.Namespace) -> tuple:
     """(wall seconds, peak MiB, best accuracy) of `lorasweep sweep`."""
     with tempfile.TemporaryDirectory() as folder:
         write_sweep(Path(folder), trials, arguments)
@@ -126,8 +126,8 @@ def run_ours(slots: str, trials: list[dict], arguments: argparse.Namespace) -> t
     return seconds, peak, json.loads(out.splitlines()[-1])["best"]["value"]
 
 
-def stages(slots: str, trials: list[dict], arguments: argparse.Namespace) -> dict[str, float]:
-    """Where the time of one such sweep goes: seconds by stage."""
+def stages(slots: int, trials: list[dict], arguments: argparse.Namespace) -> dict[str, Any]:
+    """Where one such sweep's time goes (`seconds` by stage), and what it held before it trained (`loaded_mib`)."""
     with tempfile.TemporaryDirectory() as folder:
         write_sweep(Path(folder), trials, arguments)
         script = Path(__file__).with_name("stages.py")
@@ -175,6 +175,17 @@ def table(found: dict[str, list[tuple]], samples: int) -> list[str]:
     return lines
 
 
+def memory_line(found: dict[str, list[tuple]], loaded: float) -> str:
+    """What slots cost beyond the loaded base, against so many times what one slot costs."""
+    peaks = {name: statistics.median(run[1] for run in runs) for name, runs in found.items() if name.startswith("(d)")}
+    ours = {int(name.split()[2]): peak - loaded for name, peak in peaks.items()}
+    parts = [
+        f"{slots} slots {held:,.0f} MiB" + (f" ({held / (slots * ours[1]):.0%} of {slots} alone)" if 1 in ours else "")
+        for slots, held in ours.items()
+    ]
+    return f"Memory beyond the {loaded:,.0f} MiB held before training, the base among them: {', '.join(parts)}."
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--name", default="tiny", help="of the table and of its files")
@@ -185,7 +196,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--eval-steps", type=int, default=50)
-    parser.add_argument("--slots", nargs="+", default=["1", "2", "4", "8", "16"])
+    parser.add_argument("--slots", nargs="+", type=int, default=[1, 2, 4, 8, 16])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("bench-results"))
     arguments = parser.parse_args()
@@ -198,14 +209,16 @@ def main() -> None:
             path.absolute() for path in (arguments.model, arguments.train, arguments.eval)
         )
         found = measure(arguments, trials)
-        spent = stages(arguments.slots[-1], trials, arguments)
+        staged = stages(arguments.slots[-1], trials, arguments)
     title = f"{arguments.name}: {len(trials)} trials x {arguments.steps} steps x batch {arguments.batch_size}"
     lines = [f"### {title}", "", *table(found, samples), ""]
+    spent = staged["seconds"]
     whole = sum(spent.values())
     shares = ", ".join(
         f"{stage} {seconds / whole:.0%}" for stage, seconds in sorted(spent.items(), key=lambda s: -s[1])
     )
     lines.append(f"Where the time of {arguments.slots[-1]} slots goes: {shares}.")
+    lines += ["", memory_line(found, staged["loaded_mib"])]
     print("\n".join(lines))
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / f"packed-{arguments.name}.md").write_text("\n".join([*lines, ""]))
@@ -215,6 +228,7 @@ def main() -> None:
         "samples": samples,
         "rounds": {name: [dict(zip(COLUMNS, run, strict=True)) for run in runs] for name, runs in found.items()},
         "stages": spent,
+        "loaded_mib": staged["loaded_mib"],
     }
     (arguments.out / f"packed-{arguments.name}.json").write_text(json.dumps(document, indent=2))
 

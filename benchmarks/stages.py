@@ -1,6 +1,7 @@
 """Where a sweep's wall time goes: `lorasweep sweep` in this process with a stopwatch around each of its parts.
 
-    python benchmarks/stages.py SWEEP [overrides]     prints one JSON line: seconds by stage
+    python benchmarks/stages.py SWEEP [overrides]     prints one JSON line: seconds by stage, and "loaded_mib", what the
+                                                      process held before the first forward (its base among it)
 
 A stage's seconds are wall time in the main thread, those of stages inside it taken out; "other" is what is left between
 start and end. Part of `packed.py`.
@@ -9,6 +10,7 @@ start and end. Part of `packed.py`.
 from __future__ import annotations
 
 import json
+import resource
 import sys
 import time
 from collections import defaultdict
@@ -18,6 +20,7 @@ from typing import Any
 SECONDS: dict[str, float] = defaultdict(float)
 RUNNING: list[str] = []
 MARK = [time.perf_counter()]
+LOADED_MIB: list[float] = []
 
 
 def _switch() -> None:
@@ -44,6 +47,18 @@ def timed(owner: Any, name: str, stage: str, unless: str = "") -> None:
     setattr(owner, name, outer)
 
 
+def note_memory(owner: Any, name: str) -> None:
+    """Write down the peak resident MiB before the first call."""
+    inner: Callable[..., Any] = getattr(owner, name)
+
+    def outer(*args: Any, **kwargs: Any) -> Any:
+        if not LOADED_MIB:
+            LOADED_MIB.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        return inner(*args, **kwargs)
+
+    setattr(owner, name, outer)
+
+
 def main() -> None:
     RUNNING.append("import")
     from lorasweep import leaderboard, report, sweep
@@ -57,6 +72,7 @@ def main() -> None:
     RUNNING.pop()
     for name in ("data", "base", "encoded", "pack"):
         timed(Workbench, name, "load")
+    note_memory(pack.Lanes, "map")
     timed(pack.Lanes, "map", "forward + backward", unless="evaluate")
     timed(pack, "gradient_norms", "optimizer")
     timed(pack, "optimizer_step", "optimizer")
@@ -70,7 +86,8 @@ def main() -> None:
     timed(leaderboard.Leaderboard, "of", "leaderboard")
     sweep.start(sys.argv[1], sys.argv[2:], quiet=True)
     _switch()
-    print(json.dumps({stage: round(seconds, 3) for stage, seconds in SECONDS.items()}))
+    found = {stage: round(seconds, 3) for stage, seconds in SECONDS.items()}
+    print(json.dumps({"seconds": found, "loaded_mib": round(LOADED_MIB[0])}))
 
 
 if __name__ == "__main__":
