@@ -144,9 +144,8 @@ def main() -> int:
             f"| {best:.4f} |"
         )
     ratio = peer_seconds / statistics.median(reached)
-    print(
-        f"\nMedian of {arguments.seeds} seeds: {ratio:.1f}x; the aim ({AIM:g}x) is {'reached' if ratio >= AIM else 'missed'}."
-    )
+    said = "reached" if ratio >= AIM else "missed"
+    print(f"\nMedian of {arguments.seeds} seeds: {ratio:.1f}x; the aim ({AIM:g}x) is {said}.")
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     document = {
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
