@@ -315,10 +315,8 @@ def check_trainable(config: Config, workbench: Workbench) -> None:
     import numpy as np
 
     data, task = workbench.data(config), workbench.task(config)
-    classes = len(data.label_names)
-    labels = np.asarray(data.validation.labels)
-    even = np.full((len(labels), classes), 1 / classes, dtype=np.float32)
-    logged = task.metrics(even, labels, np.zeros(len(labels), dtype=np.float32))
+    references = task.references(data.validation)
+    logged = task.metrics(task.blank(references), references, np.zeros(1, dtype=np.float32))
     metric = workbench.objective.metric
     if metric not in logged:
         raise ConfigError(

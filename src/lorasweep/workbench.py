@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from lorasweep.data.sources import SearchData
     from lorasweep.models.base import LoadedBase
     from lorasweep.models.prefix_cache import PrefixBudget
-    from lorasweep.tasks import Task
+    from lorasweep.tasks import Exam, Task
     from lorasweep.training.pack import Pack
 
 IDLE_BASES_KEPT = 1  # a base that no trial uses stays resident until another one needs the memory
@@ -36,7 +36,7 @@ class Workbench:
     def __init__(self, folders: Folders, objective: ObjectiveConfig, slots: int):
         self.folders, self.objective, self.slots = folders, objective, slots
         self._data: dict[str, SearchData] = {}
-        self._encoded: dict[str, tuple[Encoded, Encoded]] = {}
+        self._encoded: dict[str, tuple[Encoded, Exam]] = {}
         self._bases: dict[Any, LoadedBase] = {}  # in order of last use
         self._packs: dict[str, tuple[Any, Pack, Config]] = {}  # pack key -> (base key, pack, what it was made for)
         self._rebuilding = False
@@ -82,8 +82,8 @@ class Workbench:
         self._bases[key] = self._bases.pop(key)  # newest last
         return self._bases[key]
 
-    def encoded(self, config: Config) -> tuple[Encoded, Encoded]:
-        """Tokenised training and validation rows, from the cache on disk where it holds them."""
+    def encoded(self, config: Config) -> tuple[Encoded, Exam]:
+        """Tokenised training rows and what the validation rows ask, from the cache on disk where it holds them."""
         from lorasweep.models.base import load_tokenizer
 
         key = _digest(asdict(config.data), asdict(config.task), config.model.path, config.model.revision)
@@ -92,7 +92,7 @@ class Workbench:
             tokenizer = load_tokenizer(config.model)
             self._encoded[key] = (
                 task.encode(data.train, tokenizer, config.data, self.folders.cache),
-                task.encode(data.validation, tokenizer, config.data, self.folders.cache),
+                task.exam(data.validation, tokenizer, config.data, self.folders.cache),
             )
         return self._encoded[key]
 

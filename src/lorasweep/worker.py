@@ -293,8 +293,8 @@ class Worker:
         value = event.metrics[self.study.metric]
         results = None
         if self.study.config.pruner.kind == "wilcoxon":
-            labels = self.workbench.data(trial.config).validation.labels
-            results = row_results(event.predictions, labels, self.study.direction == "maximize")
+            references = trial.pack.sheets.exam.references
+            results = row_results(event.predictions, references, self.study.direction == "maximize")
         verdict = self.study.report(event.number, event.rung, value, results)
         failpoints.reach("judged")
         self._changed = True

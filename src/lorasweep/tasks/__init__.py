@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from lorasweep.config.schema import Config
-from lorasweep.tasks.base import Task
+from lorasweep.tasks.base import Answers, Exam, Sitting, Task
 from lorasweep.tasks.classify import Classify
 
-__all__ = ["Classify", "Task", "make_task"]
+__all__ = ["Answers", "Classify", "Exam", "Sitting", "Task", "make_task"]
 
 
 def make_task(config: Config, label_names: list[str]) -> Task:

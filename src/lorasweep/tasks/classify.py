@@ -12,6 +12,7 @@ from lorasweep.config.schema import DataConfig, TaskConfig
 from lorasweep.data.encode import Encoded, encode
 from lorasweep.data.sources import Split
 from lorasweep.errors import ConfigError
+from lorasweep.tasks.base import Exam, Sitting
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,6 +26,7 @@ class Classify:
     """
 
     head = "classification"
+    answers = "classes"
 
     def __init__(self, task: TaskConfig, label_names: list[str]):
         if task.average == "binary" and len(label_names) != 2:
@@ -41,13 +43,34 @@ class Classify:
         """Rows to tokens, at most data.max_length a row; `cache` None: no cache (the test split has none, ever)."""
         return encode(split, tokenizer, data_cfg.max_length, cache, key)
 
+    def exam(self, split: Split, tokenizer: Any, data_cfg: DataConfig, cache: Path | None, key: str = "rows") -> Exam:
+        """The rows themselves, against their labels."""
+        return Exam(self.encode(split, tokenizer, data_cfg, cache, key), self.references(split))
+
+    def references(self, split: Split) -> np.ndarray:
+        """Class ids (rows,) int64."""
+        import numpy as np
+
+        return np.asarray(split.labels, dtype=np.int64)
+
+    def blank(self, references: np.ndarray) -> np.ndarray:
+        """Even probabilities (rows, classes)."""
+        import numpy as np
+
+        return np.full((len(references), len(self.label_names)), 1 / len(self.label_names), dtype=np.float32)
+
+    def read(self, exam: Exam, sitting: Sitting) -> tuple[np.ndarray, np.ndarray]:
+        """Probabilities (rows, classes) and losses (rows,), as they are."""
+        assert sitting.outputs is not None
+        return sitting.outputs, sitting.losses
+
     def unit_losses(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Cross-entropy of each row: logits (rows, classes) of any precision, labels (rows,) -> (rows,) float32."""
         from torch.nn.functional import cross_entropy
 
         return cross_entropy(logits.float(), labels, reduction="none")
 
-    def predictions(self, logits: torch.Tensor) -> torch.Tensor:
+    def predictions(self, logits: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
         """Probabilities: logits (rows, classes) -> (rows, classes) float32, detached."""
         return logits.detach().float().softmax(-1)
 

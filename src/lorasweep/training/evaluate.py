@@ -6,26 +6,36 @@ little is padded. Neighbours: `pack` (when), `tasks` (what is measured).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from lorasweep.models.stream import RowStore, Segment
+from lorasweep.tasks.base import Answers, Predictions, References, Sitting
 from lorasweep.training.ahead import compute_ahead
 from lorasweep.training.lanes import Lanes
 
 if TYPE_CHECKING:
     from lorasweep.models.packed_lora import Engine
-    from lorasweep.tasks import Task
+    from lorasweep.tasks import Exam, Task
     from lorasweep.training.slot import Slot
 
 
+@dataclass(frozen=True)
+class Sheets:
+    """An exam with its rows on the device."""
+
+    exam: Exam
+    rows: RowStore
+
+
 def evaluate(
-    engine: Engine, task: Task, store: RowStore, slots: list[Slot], tokens_per_forward: int, lanes: Lanes
-) -> list[tuple[dict[str, float], np.ndarray]]:
-    """Metrics and predictions (rows, classes) of each slot, in the slots' order."""
+    engine: Engine, task: Task, sheets: Sheets, slots: list[Slot], tokens_per_forward: int, lanes: Lanes
+) -> list[tuple[dict[str, float], Predictions]]:
+    """Metrics and predictions of each slot, in the slots' order."""
+    store = sheets.rows
     together: list[list[Slot]] = []
     tokens = min(tokens_per_forward, int(store.offsets[-1]))
     for slot in sorted(slots, key=lambda slot: -engine.depth(slot.index, False)):
@@ -37,43 +47,59 @@ def evaluate(
         slot.index: part
         for group in together
         for slot, part in zip(
-            group, _evaluate_together(engine, task, store, group, tokens_per_forward, lanes), strict=True
+            group, _evaluate_together(engine, task, sheets, group, tokens_per_forward, lanes), strict=True
         )
     }
     return [found[slot.index] for slot in slots]
 
 
 def _evaluate_together(
+    engine: Engine, task: Task, sheets: Sheets, slots: list[Slot], tokens_per_forward: int, lanes: Lanes
+) -> list[tuple[dict[str, float], Predictions]]:
+    results = []
+    for sitting in _read_rows(engine, task, sheets.rows, slots, tokens_per_forward, lanes):
+        predictions, losses = task.read(sheets.exam, sitting)
+        results.append((task.metrics(predictions, sheets.exam.references, losses), predictions))
+    return results
+
+
+def _read_rows(
     engine: Engine, task: Task, store: RowStore, slots: list[Slot], tokens_per_forward: int, lanes: Lanes
-) -> list[tuple[dict[str, float], np.ndarray]]:
+) -> list[Sitting]:
+    """Outputs and losses of every row's units, in the rows' order, for each slot."""
     base, count = engine.base, len(slots)
     order = torch.argsort(store.lengths, stable=True)
     rows_at_most = min(slot.config.train.eval_batch_size for slot in slots)
-    predictions: list[list[torch.Tensor]] = [[] for _ in slots]
+    outputs: list[list[torch.Tensor]] = [[] for _ in slots]
     losses: list[list[torch.Tensor]] = [[] for _ in slots]
 
-    def run(rows: torch.Tensor) -> tuple[list[int], torch.Tensor, torch.Tensor]:
+    def run(rows: torch.Tensor) -> tuple[list[int], torch.Tensor | None, torch.Tensor]:
         batch = base.batch(store, [Segment(slot.index, rows) for slot in slots])
         with torch.no_grad(), base.running(engine.forward(batch, None)):
             logits = base.logits(batch).float()
-        return batch.unit_counts, task.predictions(logits).cpu(), task.unit_losses(logits, batch.labels).cpu()
+        kept = task.predictions(logits, batch.labels)
+        return batch.unit_counts, None if kept is None else kept.cpu(), task.unit_losses(logits, batch.labels).cpu()
 
     chunks = _chunks(order, store.lengths[order], rows_at_most, max(1, tokens_per_forward // count))
     wanted = [([slot.index for slot in slots], order)]
     compute_ahead(engine, store, wanted, training=False, lanes=lanes, tokens_per_forward=tokens_per_forward)
     chunks.reverse()  # the long rows first, so that lanes end together
-    for units, predicted, unit in reversed(lanes.map(run, chunks, count * int(store.offsets[-1]))):
-        for slot, (some, their) in enumerate(zip(predicted.split(units), unit.split(units), strict=True)):
-            predictions[slot].append(some)
+    for units, kept, unit in reversed(lanes.map(run, chunks, count * int(store.offsets[-1]))):
+        for slot, their in enumerate(unit.split(units)):
             losses[slot].append(their)
+        for slot, some in enumerate(() if kept is None else kept.split(units)):
+            outputs[slot].append(some)
     # units were seen row by row in `order`: back to the rows' own order
     back = torch.argsort(torch.repeat_interleave(order, store.units[order]), stable=True)
-    labels = store.unit_labels.cpu().numpy()
-    results = []
-    for slot in range(count):
-        table: np.ndarray = torch.cat(predictions[slot])[back].numpy()
-        results.append((task.metrics(table, labels, torch.cat(losses[slot])[back].numpy()), table))
-    return results
+    units_of_rows = store.units.numpy()
+    return [
+        Sitting(
+            torch.cat(outputs[slot])[back].numpy() if outputs[slot] else None,
+            torch.cat(losses[slot])[back].numpy(),
+            units_of_rows,
+        )
+        for slot in range(count)
+    ]
 
 
 def _chunks(order: torch.Tensor, lengths: torch.Tensor, rows_at_most: int, tokens_at_most: int) -> list[torch.Tensor]:
@@ -88,12 +114,12 @@ def _chunks(order: torch.Tensor, lengths: torch.Tensor, rows_at_most: int, token
     return chunks
 
 
-def row_results(predictions: np.ndarray, labels: Sequence[int], maximize: bool) -> list[float] | None:
+def row_results(predictions: Predictions, references: References, maximize: bool) -> list[float] | None:
     """One number a validation row, better in the objective's direction: right or wrong, or minus its likelihood's
-    logarithm. None where predictions (rows, classes) are not one a row."""
-    wanted = np.asarray(labels)
-    if len(wanted) != len(predictions):
+    logarithm. None where predictions are texts, of which no row is right or wrong for certain."""
+    if isinstance(predictions, Answers):
         return None
+    wanted = np.asarray(references)
     if maximize:
         return [float(right) for right in predictions.argmax(1) == wanted]
     likelihood = predictions[np.arange(len(wanted)), wanted]

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import numpy as np
+from lorasweep.tasks.base import Predictions
 
 
 @dataclass(frozen=True)
@@ -24,14 +22,14 @@ class Stepped:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """One evaluation over all validation rows. predictions: (rows, classes) in the rows' order; rung: the one that was
-    reached, in training samples, None for none."""
+    """One evaluation over all validation rows. predictions: as `tasks.base` says, in the rows' order; rung: the one
+    that was reached, in training samples, None for none."""
 
     number: int
     step: int
     samples: int
     metrics: dict[str, float]
-    predictions: np.ndarray
+    predictions: Predictions
     is_best: bool
     rung: int | None = None
 

@@ -22,8 +22,9 @@ from lorasweep.models.counts import ParameterCounts
 from lorasweep.models.dropout import stream_key
 from lorasweep.models.packed_lora import Engine
 from lorasweep.models.stream import RowStore, Segment
+from lorasweep.tasks.base import Exam, Predictions
 from lorasweep.training.ahead import compute_ahead
-from lorasweep.training.evaluate import evaluate
+from lorasweep.training.evaluate import Sheets, evaluate
 from lorasweep.training.events import Evaluated, Event, Failed, Finished, Stepped
 from lorasweep.training.forwards import Limits, cut_forwards
 from lorasweep.training.lanes import Lanes
@@ -33,8 +34,6 @@ from lorasweep.training.slot import Best, Slot
 from lorasweep.training.stepping import Diverged, gradient_norms, optimizer_step
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from lorasweep.data.encode import Encoded
     from lorasweep.models.base import LoadedBase
     from lorasweep.models.prefix_cache import PrefixBudget
@@ -47,7 +46,8 @@ TOKENS_PER_FORWARD = {"cpu": 8192, "cuda": 131072}  # beyond it, further slots g
 
 
 class Pack:
-    """K slots over one base. Not thread-safe. Rows, base and task are shared; nothing else is.
+    """K slots over one base. Not thread-safe. Rows, base and task are shared; nothing else is. `validation`: encoded
+    rows stand for an exam of classification.
 
     Raises:
         ConfigError: a row is longer than the base has positions for.
@@ -58,7 +58,7 @@ class Pack:
         base: LoadedBase,
         task: Task,
         train: Encoded,
-        validation: Encoded,
+        validation: Encoded | Exam,
         objective: ObjectiveConfig,
         slots: int,
         prefixes: PrefixBudget | None = None,
@@ -67,7 +67,9 @@ class Pack:
         pad = base.model.config.pad_token_id
         causal = base.key.head == "causal_lm"
         self.train = RowStore(train, pad, base.device, causal=causal)
-        self.validation = RowStore(validation, pad, base.device, causal=causal)
+        exam = validation if isinstance(validation, Exam) else Exam(validation, validation.labels.numpy())
+        self.validation = RowStore(exam.rows, pad, base.device, causal=causal)
+        self.sheets = Sheets(exam, self.validation)
         longest, limit = max(self.train.longest, self.validation.longest), base.longest_row
         if limit is not None and longest > limit:
             raise ConfigError(
@@ -270,7 +272,7 @@ class Pack:
         """Evaluate slots together."""
         results, trouble = [], ""
         try:
-            results = evaluate(self.engine, self.task, self.validation, due, self.limits.tokens, self.lanes)
+            results = evaluate(self.engine, self.task, self.sheets, due, self.limits.tokens, self.lanes)
         except Exception as error:
             trouble = OUT_OF_MEMORY if is_out_of_memory(error) else describe(error)
         if trouble:
@@ -293,7 +295,7 @@ class Pack:
             return [self._fail(slot, "out_of_memory", self._memory_message(slot, longest))]
         return [self._fail(slot, "exception", f"evaluation at step {slot.step}: {trouble}")]
 
-    def _judge(self, slot: Slot, metrics: dict[str, float], predictions: np.ndarray) -> list[Event]:
+    def _judge(self, slot: Slot, metrics: dict[str, float], predictions: Predictions) -> list[Event]:
         """What an evaluation means for a trial: a new best, its end, or a failure."""
         value = metrics.get(self.objective.metric)
         if value is None or not math.isfinite(value):
