@@ -1,6 +1,6 @@
 """The command `plan`: what a sweep would run, what memory and time it would take; trains nothing that is kept.
 
-Neighbours: `sweep` (the same checks), `training.planner` (the probe), `search.space`.
+Neighbours: `prechecks` (the same as a sweep's), `training.planner` (the probe), `search.space`.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from lorasweep.config import compose
 from lorasweep.config.home import Folders, Home
 from lorasweep.config.schema import Config
 from lorasweep.live import format_seconds
+from lorasweep.prechecks import check_overrides, check_trainable, given_slots, settle_slots
 from lorasweep.search.space import Space, parse_space
-from lorasweep.sweep import check_overrides, check_trainable, given_slots, settle_slots
 from lorasweep.workbench import Workbench
 
 DRAWS = 64  # random points over which the expected number of samples is averaged

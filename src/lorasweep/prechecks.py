@@ -1,0 +1,144 @@
+"""What is looked at before a sweep exists: everything that can be wrong shows while nothing is stored yet.
+
+Also what makes a sweep itself (`identify`), since the same workbench knows it. Neighbours: `sweep` and `planning`
+(who call), `workbench` (loads what is checked), `search.space` (the points that touch every bound).
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import asdict
+from typing import Any
+
+from lorasweep.config import compose
+from lorasweep.config.schema import TRIAL_GROUPS, Config
+from lorasweep.errors import ConfigError
+from lorasweep.search.objectives import Goals
+from lorasweep.search.pruners import GEOMETRIC, rungs_of
+from lorasweep.search.space import Space
+from lorasweep.workbench import Workbench
+
+
+def given_slots(config: Config) -> int | None:
+    """`launcher.slots` where it is a number, None where it is auto.
+
+    Raises:
+        ConfigError: it is neither auto nor an integer > 0.
+    """
+    slots = config.launcher.slots
+    if slots == "auto":
+        return None
+    if isinstance(slots, int) and not isinstance(slots, bool) and slots > 0:
+        return slots
+    raise ConfigError(f"`launcher.slots` must be `auto` or an integer > 0, got {slots!r}")
+
+
+def settle_slots(workbench: Workbench, first: Config, trials: list[Config]) -> None:
+    """Give the workbench as many slots as the planner finds for the sweep's heaviest trial, measured on the first one's
+    base; `trials` touch every bound of the space."""
+    from lorasweep.training.planner import automatic_slots
+
+    heaviest = copy.deepcopy(first)
+    heaviest.adapter.r = max(trial.adapter.r for trial in trials)
+    heaviest.train.batch_size = max(trial.train.batch_size for trial in trials)
+    workbench.set_slots(automatic_slots(workbench.pack(heaviest), heaviest))
+
+
+def check_overrides(space: Space, overrides: list[str]) -> None:
+    """A swept key is drawn for each trial, so that an override of it would change nothing.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    swept = {dimension.key for dimension in space.dimensions}
+    for key in compose.parse_overrides(overrides):
+        if key in swept:
+            raise ConfigError(
+                f"`{key}` is swept by `sweep.space`, so its override would change nothing; leave it out, or take the "
+                "key out of the space of a copy of the sweep file"
+            )
+
+
+def check_rungs(trials: list[Config], workbench: Workbench) -> None:
+    """A pruner whose first rung no trial reaches would do nothing, and say nothing. `trials` touch every bound.
+
+    Raises:
+        ConfigError: it is so.
+    """
+    from lorasweep.training.schedule import total_steps
+
+    pruner = trials[0].pruner  # `most`: no trial has more, because points touch one bound at a time
+    steps = max(total_steps(trial.train, len(workbench.data(trial).train)) for trial in trials)
+    most = steps * max(trial.train.batch_size for trial in trials) * max(trial.train.accumulation for trial in trials)
+    if pruner.kind != "none" and not rungs_of(pruner, most):
+        key = "min_samples" if pruner.kind in GEOMETRIC else "interval_samples and warmup_samples"
+        raise ConfigError(
+            f"`pruner={pruner.kind}` would never stop a trial: none trains on over {most:,} samples, and the first "
+            f"rung comes later; lower pruner.{key}, train longer, or take pruner=none"
+        )
+
+
+def identify(config: Config, space: Space, workbench: Workbench) -> dict[str, Any]:
+    """What makes this sweep itself: continuing with anything else is refused. Budget and launcher may change."""
+    fixed = {group: asdict(getattr(config, group)) for group in TRIAL_GROUPS}
+    del fixed["train"]["checkpoint_every_seconds"]  # changes no number
+    return {
+        "space": space.to_json(),
+        "enqueue": config.sweep.enqueue,
+        "objective": asdict(config.sweep.objective),
+        "sampler": asdict(config.sampler),
+        "pruner": asdict(config.pruner),
+        **Goals(config).to_json(),
+        **({"warm_start": config.sweep.warm_start} if config.sweep.warm_start else {}),
+        "data_fingerprint": workbench.data(config).fingerprint,
+        **fixed,
+    }
+
+
+def check_adapters(points: list[dict[str, Any]], trials: list[Config], first: Config, workbench: Workbench) -> None:
+    """Load every base that is swept and find the modules that each swept adapter names: a wrong choice would cost a
+    failed trial each time it is drawn. `trials` are those of `points`; `first` is checked by `check_trainable`.
+
+    Raises:
+        ConfigError: with the point; what loading a base or finding its modules raises.
+    """
+    from lorasweep.models.packed_lora import counts_of
+
+    def layout(trial: Config) -> str:
+        adapter = trial.adapter
+        return repr((trial.model, trial.quantization, adapter.kind, adapter.targets, adapter.layers, adapter.bias))
+
+    seen = {layout(first)}
+    for point, trial in zip(points, trials, strict=True):
+        if layout(trial) in seen:
+            continue
+        seen.add(layout(trial))
+        try:
+            base = workbench.base(trial)
+            if trial.adapter.kind != "full":
+                counts_of(base, trial)
+        except ConfigError as error:
+            words = ", ".join(f"{key}={value}" for key, value in point.items())
+            raise type(error)(f"{error} (at {words}; check `sweep.space`)") from None
+
+
+def check_trainable(config: Config, workbench: Workbench) -> None:
+    """Load rows and base and lay out one adapter: whatever is wrong shows before a study exists.
+
+    Raises:
+        DataError, ModelError, ConfigError: with the repair.
+    """
+    import numpy as np
+
+    data, task = workbench.data(config), workbench.task(config)
+    references = task.references(data.validation)
+    logged = task.metrics(task.blank(references), references, np.zeros(1, dtype=np.float32))
+    metric = workbench.objective.metric
+    if metric not in logged:
+        raise ConfigError(
+            f"`sweep.objective.metric` is {metric!r}, which is never logged; logged are {', '.join(sorted(logged))}"
+        )
+    Goals(config).check_logged(list(logged))
+    pack = workbench.pack(config)
+    pack.admit(-1, config)
+    pack.evict(-1)
