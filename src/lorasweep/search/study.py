@@ -3,34 +3,32 @@
 The study is where a sweep's truth lives: which trials were asked for, with which point and MLflow run, and how they
 ended. It lives in sqlite (write-ahead log, long busy timeout), which a kill at any moment leaves whole. Every asked
 trial counts in the budget once, also a failed or interrupted one. A trial left RUNNING by a dead process is attached
-again, never asked twice. Neighbours: `reader` (what is stored), `samplers`, `pruners`, `clones`; `worker` drives it.
+again, never asked twice. Neighbours: `reader` (what is stored), `steering`, `samplers`, `pruners`; `worker` drives it.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorasweep.config.home import Folders
 from lorasweep.config.schema import Config
-from lorasweep.errors import ConfigError, StorageError, TrialFailed, UsageError, nearest
+from lorasweep.errors import ConfigError, TrialFailed, UsageError, nearest
 from lorasweep.records import TrialRecord
-from lorasweep.search import budget, clones, reports, requests
+from lorasweep.search import budget, clones, reports
 from lorasweep.search.identity import check_same
 from lorasweep.search.objectives import Goals
 from lorasweep.search.pruners import Judge, rungs_of
-from lorasweep.search.reader import ABOUT, PARAMS, RECORD, RUN_ID, StudyReader
+from lorasweep.search.reader import ABOUT, PARAMS, RECORD, RUN_ID
 from lorasweep.search.reports import Verdict
-from lorasweep.search.requests import Request
 from lorasweep.search.space import Space
+from lorasweep.search.steering import Asked, SteeredStudy
 from lorasweep.search.storage import open_storage, read, readable_errors, study_names
 
 if TYPE_CHECKING:
-    import optuna
     from optuna.trial import FrozenTrial
 
     from lorasweep.search.samplers import Proposals
@@ -39,22 +37,8 @@ if TYPE_CHECKING:
 SEEDS = "lorasweep.seeds"  # attribute of the study: the earlier trials that its sampler starts from
 
 
-@dataclass(frozen=True)
-class Asked:
-    """A trial to train: its number in the study and its point, override key -> value."""
-
-    number: int
-    params: dict[str, Any]
-
-
-class SweepStudy(StudyReader):
+class SweepStudy(SteeredStudy):
     """A study that asks for trials and is told of them."""
-
-    def __init__(self, folders: Folders, study: optuna.Study, about: dict[str, Any]):
-        """`about`: identity, overrides, sweep_file and config as JSON types."""
-        super().__init__(folders, study, about)
-        # a pause is for the workers that run at that moment, all of them: not for one that opens the study later
-        self._earlier_pauses = {request.id for request in self._requests() if request.kind == requests.PAUSE}
 
     # -- opening ----------------------------------------------------------------------------------------------------
 
@@ -313,61 +297,6 @@ class SweepStudy(StudyReader):
                 if value is not None and not self.goals.several and not self._stored.trial(number).intermediate_values:
                     self._stored.set_intermediate(number, record.samples, value)
             self._study.tell(number, values=values, state=optuna.trial.TrialState[state])
-
-    # -- live control -----------------------------------------------------------------------------------------------
-
-    def request(self, kind: str, trial: int | None = None) -> Request:
-        """Ask the workers of this sweep to stop a trial or to pause."""
-        request = requests.new_request(kind, trial)
-        self._stored.set_attribute(*requests.stored(request))
-        return request
-
-    def requests(self) -> list[Request]:
-        """What was asked and not yet acted on; a pause that is older than this object is not meant for it."""
-        return [request for request in self._requests() if request.id not in self._earlier_pauses]
-
-    def acted(self, request: Request) -> None:
-        """Note that a stop was acted on. A pause stays: other workers must see it too, later ones ignore it."""
-        if request.kind != requests.PAUSE:
-            self._stored.set_attribute(*requests.stored(request, acted=True))
-
-    def _requests(self) -> list[Request]:
-        return requests.waiting(self._stored.attributes())
-
-    def clone(self, number: int, changes: dict[str, Any], warm: bool = False) -> Asked:
-        """A trial with the point of trial `number` and `changes` to it; it waits for a worker. With `warm` it starts
-        from that trial's adapter.
-
-        Raises:
-            StorageError: there is no such trial.
-            UsageError: `warm`, and it left no adapter; a study of single trials.
-        """
-        if self.space is None:
-            raise UsageError(f"{self.name!r} holds single trials; train another one with `lorasweep train key=value …`")
-        params = {**(read(self._stored.trial(number), PARAMS) or {}), **changes}
-        if warm and self._adapter_of(number) is None:
-            raise UsageError(
-                f"trial {number} of sweep {self.name!r} left no adapter to start from: only trials that were complete, "
-                "or stopped by hand after an evaluation, do; leave --warm out"
-            )
-        waiting = clones.template(self.space, params, PARAMS, {"of": number, "warm": warm})
-        with readable_errors(self.folders):
-            made = self._stored.storage.create_new_trial(self._study._study_id, template_trial=waiting)
-            return Asked(self._stored.storage.get_trial(made).number, params)
-
-    def warm_from(self, number: int) -> Path | None:
-        """The adapter that this trial starts from; None: it starts afresh.
-
-        Raises:
-            StorageError: it is gone.
-        """
-        origin = clones.clone_of(self._stored.trial(number))
-        if origin is None or not origin["warm"]:
-            return None
-        adapter = self._adapter_of(origin["of"])
-        if adapter is None:
-            raise StorageError(f"trial {number} starts from the adapter of trial {origin['of']}, which is gone")
-        return adapter
 
     # -- budgets ----------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,92 @@
+"""What people ask of a sweep while it runs, as its study knows it: stop a trial, pause, train a clone of one.
+
+Neighbours: `reader` (below), `study` (adds asking and telling); `requests` and `clones` say how it is stored; `control`
+asks, `worker` acts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lorasweep.config.home import Folders
+from lorasweep.errors import StorageError, UsageError
+from lorasweep.search import clones, requests
+from lorasweep.search.reader import PARAMS, StudyReader
+from lorasweep.search.requests import Request
+from lorasweep.search.storage import read, readable_errors
+
+if TYPE_CHECKING:
+    import optuna
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A trial to train: its number in the study and its point, override key -> value."""
+
+    number: int
+    params: dict[str, Any]
+
+
+class SteeredStudy(StudyReader):
+    """A study that other processes can ask something of."""
+
+    def __init__(self, folders: Folders, study: optuna.Study, about: dict[str, Any]):
+        """`about`: identity, overrides, sweep_file and config as JSON types."""
+        super().__init__(folders, study, about)
+        # a pause is for the workers that run at that moment, all of them: not for one that opens the study later
+        self._earlier_pauses = {request.id for request in self._requests() if request.kind == requests.PAUSE}
+
+    def request(self, kind: str, trial: int | None = None) -> Request:
+        """Ask the workers of this sweep to stop a trial or to pause."""
+        request = requests.new_request(kind, trial)
+        self._stored.set_attribute(*requests.stored(request))
+        return request
+
+    def requests(self) -> list[Request]:
+        """What was asked and not yet acted on; a pause that is older than this object is not meant for it."""
+        return [request for request in self._requests() if request.id not in self._earlier_pauses]
+
+    def acted(self, request: Request) -> None:
+        """Note that a stop was acted on. A pause stays: other workers must see it too, later ones ignore it."""
+        if request.kind != requests.PAUSE:
+            self._stored.set_attribute(*requests.stored(request, acted=True))
+
+    def _requests(self) -> list[Request]:
+        return requests.waiting(self._stored.attributes())
+
+    def clone(self, number: int, changes: dict[str, Any], warm: bool = False) -> Asked:
+        """A trial with the point of trial `number` and `changes` to it; it waits for a worker. With `warm` it starts
+        from that trial's adapter.
+
+        Raises:
+            StorageError: there is no such trial.
+            UsageError: `warm`, and it left no adapter; a study of single trials.
+        """
+        if self.space is None:
+            raise UsageError(f"{self.name!r} holds single trials; train another one with `lorasweep train key=value …`")
+        params = {**(read(self._stored.trial(number), PARAMS) or {}), **changes}
+        if warm and self._adapter_of(number) is None:
+            raise UsageError(
+                f"trial {number} of sweep {self.name!r} left no adapter to start from: only trials that were complete, "
+                "or stopped by hand after an evaluation, do; leave --warm out"
+            )
+        waiting = clones.template(self.space, params, PARAMS, {"of": number, "warm": warm})
+        with readable_errors(self.folders):
+            made = self._stored.storage.create_new_trial(self._study._study_id, template_trial=waiting)
+            return Asked(self._stored.storage.get_trial(made).number, params)
+
+    def warm_from(self, number: int) -> Path | None:
+        """The adapter that this trial starts from; None: it starts afresh.
+
+        Raises:
+            StorageError: it is gone.
+        """
+        origin = clones.clone_of(self._stored.trial(number))
+        if origin is None or not origin["warm"]:
+            return None
+        adapter = self._adapter_of(origin["of"])
+        if adapter is None:
+            raise StorageError(f"trial {number} starts from the adapter of trial {origin['of']}, which is gone")
+        return adapter
