@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from lorasweep import tracking
+from lorasweep import tracking_readers
 from lorasweep.errors import StorageError
 from lorasweep.records import TrialRecord, TrialState
 from lorasweep.tracking import Tracker
@@ -236,11 +236,11 @@ def test_what_a_dead_process_left_is_replayed_for_readers(folders: Folders) -> N
     tracker.log(0, {"m": 1.0}, 5)
     tracker.flush(0)
     assert history(folders, run_id, "m") == []
-    assert tracking.replay(folders, "quick") > 0
+    assert tracking_readers.replay(folders, "quick") > 0
     assert history(folders, run_id, "m") == [(5, 1.0)]
     tracker.finish_trial(0, complete(), {})
     assert history(folders, run_id, "m") == [(5, 1.0)]
-    assert tracking.replay(folders, "quick") == 0
+    assert tracking_readers.replay(folders, "quick") == 0
 
 
 def test_non_finite_metrics_are_neither_dropped_nor_faked(folders: Folders) -> None:
@@ -323,8 +323,8 @@ def test_a_broken_database_keeps_metrics_and_says_what_failed(
     other.commit()
     other.close()
     assert client_of(folders).get_run(run_id).info.status == "RUNNING"
-    tracking.settle(folders, "quick")  # what the next start does
-    tracking.settle(folders, "quick")
+    tracking_readers.settle(folders, "quick")  # what the next start does
+    tracking_readers.settle(folders, "quick")
     run = client_of(folders).get_run(run_id)
     assert history(folders, run_id, "m") == [(1, 1.0)]
     assert (run.info.status, run.data.tags["lorasweep.state"]) == ("FINISHED", "complete")

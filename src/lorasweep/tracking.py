@@ -2,19 +2,18 @@
 
 Order protects two promises. A metric is in the spool before MLflow hears of it, so a process that dies loses none; and
 it is sent again with its first timestamp until MLflow has confirmed it, which MLflow recognises, so none is stored
-twice. A trial's run is created before its id is noted in the spool; when a kill comes between, the run is found again
-by its tags. A trial's end is in the spool before MLflow hears of it too: where MLflow cannot be reached, training goes
+twice. A trial's end is in the spool before MLflow hears of it too: where MLflow cannot be reached, training goes
 on, and runs are ended when it can, by this process or the next. Run states: COMPLETE is FINISHED, PRUNED is FINISHED
 with the tag lorasweep.state=pruned, FAILED is FAILED with the cause in lorasweep.reason.
 
 NaN is stored as it is. MLflow would store an infinite value as 1.8e308: it is logged as NaN, and the tag
 lorasweep.nonfinite says what it was; the spool keeps it.
-Neighbours: `spool`, `provenance`, the other tracking_*.py; `worker` calls. One thread at a time.
+Neighbours: `spool`, `provenance`, the other tracking_*.py; `worker` calls, and `tracking_readers` for others. One
+thread at a time.
 """
 
 from __future__ import annotations
 
-import getpass
 import json
 import logging
 import math
@@ -26,22 +25,21 @@ from typing import TYPE_CHECKING, Any
 from lorasweep import failpoints
 from lorasweep import spool as spools
 from lorasweep.config.schema import Config
-from lorasweep.errors import LorasweepError, StorageError
+from lorasweep.errors import StorageError
 from lorasweep.provenance import redact
 from lorasweep.records import TrialRecord, TrialState
 from lorasweep.spool import Point, Spool
 from lorasweep.tracking_entities import (
-    PARAMS_PER_BATCH,
     batches_of,
     clean_tags,
     dataset_input,
     flatten,
     metric_entities,
-    param_entities,
     tag_entities,
     text_of,
 )
 from lorasweep.tracking_files import artifact_folder, place, write_text
+from lorasweep.tracking_runs import RUNNING, Runs, who
 from lorasweep.tracking_store import is_writable, open_client, open_experiment, readable_errors
 from lorasweep.tracking_view import TAG, param_name, saved_view
 
@@ -53,7 +51,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-RUNNING, FINISHED, FAILED = "RUNNING", "FINISHED", "FAILED"
+FINISHED, FAILED = "FINISHED", "FAILED"
 
 
 @dataclass
@@ -77,28 +75,38 @@ class Tracker:
         self.folders, self.sweep, self.send_every_seconds = folders, sweep, send_every_seconds
         self.experiment_id = ""
         self.sweep_run_id = ""
-        self._client: MlflowClient | None = None
+        self._runs: Runs | None = None
         self._open: dict[int, _OpenTrial] = {}
         self._ending: dict[int, _OpenTrial] = {}  # ended here, not yet in MLflow
         self._failed_at: float | None = None  # time.monotonic() of the database's last failure, None since a success
 
     @property
+    def runs(self) -> Runs:
+        """The sweep's runs in MLflow; opened with the sweep."""
+        if self._runs is None:
+            raise StorageError("the tracker is used before open_sweep; call open_sweep first")
+        return self._runs
+
+    @property
     def client(self) -> MlflowClient:
         """The MLflow client; opened with the sweep."""
-        if self._client is None:
-            raise StorageError("the tracker is used before open_sweep; call open_sweep first")
-        return self._client
+        return self.runs.client
+
+    def connect(self) -> None:
+        """Open MLflow and the sweep's experiment, which is made where there is none."""
+        client = open_client(self.folders)
+        self.experiment_id = open_experiment(self.folders, client, self.sweep)
+        self._runs = Runs(client, self.experiment_id, self.sweep)
 
     # -- the sweep --------------------------------------------------------------------------------------------------
 
     def open_sweep(self, config: Config, config_yaml: str, space_keys: list[str]) -> None:
         """Create or continue the experiment, the sweep's own run and the saved view. Once, before any worker starts."""
         objective = config.sweep.objective
-        self._client = open_client(self.folders)
-        self.experiment_id = open_experiment(self.folders, self._client, self.sweep)
+        self.connect()
         with readable_errors(f"open the run of sweep {self.sweep}"):
             view = saved_view(objective.metric, objective.direction, space_keys or DEFAULT_COLUMNS, now_ms())
-            self._client.set_experiment_tag(self.experiment_id, TAG, view)
+            self.client.set_experiment_tag(self.experiment_id, TAG, view)
             tags = {
                 "lorasweep.kind": "sweep",
                 "lorasweep.sweep": self.sweep,
@@ -106,17 +114,17 @@ class Tracker:
                 "lorasweep.objective": f"{objective.direction} {objective.metric}",
                 "lorasweep.space": ", ".join(space_keys),
                 "lorasweep.forked_from": config.sweep.forked_from,
-                **_who(),
+                **who(),
             }
-            run = self._find("sweep")
+            run = self.runs.find("sweep")
             if run is None:
-                run = self._client.create_run(self.experiment_id, tags=clean_tags(tags), run_name=f"sweep {self.sweep}")
+                run = self.client.create_run(self.experiment_id, tags=clean_tags(tags), run_name=f"sweep {self.sweep}")
             else:
-                self._client.update_run(run.info.run_id, status=RUNNING)
-                self._client.log_batch(run.info.run_id, tags=tag_entities(tags), synchronous=True)
+                self.client.update_run(run.info.run_id, status=RUNNING)
+                self.client.log_batch(run.info.run_id, tags=tag_entities(tags), synchronous=True)
             self.sweep_run_id = run.info.run_id
             write_text(artifact_folder(run) / "config.yaml", redact(config_yaml))
-        self._take_up_ends()
+        self.take_up_ends()
         self._settle(insist=True)
 
     def close_sweep(self, summary: dict[str, Any]) -> None:
@@ -172,7 +180,7 @@ class Tracker:
             run, is_new = self._open_run(
                 number, {**provenance, "mlflow.source.git.commit": provenance.get("lorasweep.git.commit", "")}
             )
-            self._log_params(run, settings, is_new)
+            self.runs.log_params(run, settings, is_new)
             sizes = {
                 f"parameters/{name}": float(getattr(counts, name)) for name in ("adapter", "head", "trainable", "total")
             }
@@ -185,7 +193,7 @@ class Tracker:
         """Open the run of a point that cannot be trained, with its swept values alone, and return its id."""
         with readable_errors(f"start trial {number} of sweep {self.sweep}"):
             run, is_new = self._open_run(number, {})
-            self._log_params(run, {param_name(key): text_of(value) for key, value in params.items()}, is_new)
+            self.runs.log_params(run, {param_name(key): text_of(value) for key, value in params.items()}, is_new)
         return str(run.info.run_id)
 
     def log(self, number: int, metrics: dict[str, float], step: int) -> None:
@@ -275,15 +283,15 @@ class Tracker:
             trial.spool.close()
             del self._ending[number]
 
-    def _take_up_ends(self) -> None:
-        """Find the ends that a dead process could not pass on."""
+    def take_up_ends(self) -> None:
+        """Find the ends that a dead process could not pass on; `close` passes them on."""
         folder = self.folders.spool(self.sweep)
         for number in spools.trials_in(folder):
             if spools.is_settled(folder, number) or spools.unsent_end(spools.path_of(folder, number)) is None:
                 continue
             spool = Spool(folder, number)
             with readable_errors(f"find the run of trial {number} of sweep {self.sweep}"):
-                run = self._living_run(spool.run_id)
+                run = self.runs.living(spool.run_id)
             if run is None:  # deleted in MLflow
                 spool.close()
             else:
@@ -295,51 +303,10 @@ class Tracker:
         """The trial's run, open for writing, and whether it is new."""
         spool = Spool(self.folders.spool(self.sweep), number)
         spool.ending = None  # it trains on
-        run = self._living_run(spool.run_id)
-        if run is None and spool.existed:
-            run = self._find("trial", f" and tags.`lorasweep.trial` = '{number}' and attributes.status = 'RUNNING'")
-        is_new = run is None
-        if run is None:
-            ours = {
-                "lorasweep.kind": "trial",
-                "lorasweep.sweep": self.sweep,
-                "lorasweep.trial": str(number),
-                "lorasweep.state": "running",
-                **_who(),
-            }
-            tags = clean_tags({**tags, **ours})
-            run = self.client.create_run(self.experiment_id, tags=tags, run_name=f"{self.sweep} {number}")
-            failpoints.reach("run-created")
-        elif run.info.status != RUNNING:
-            self.client.update_run(run.info.run_id, status=RUNNING)
-            self.client.set_tag(run.info.run_id, "lorasweep.state", "running")
+        run, is_new = self.runs.open_trial(number, spool.run_id, spool.existed, tags)
         spool.set_run(run.info.run_id)
         self._open[number] = _OpenTrial(run.info.run_id, spool, artifact_folder(run), time.monotonic())
         return run, is_new
-
-    def _living_run(self, run_id: str | None) -> Run | None:
-        from mlflow.exceptions import MlflowException
-
-        if run_id is None:
-            return None
-        try:
-            run = self.client.get_run(run_id)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                raise
-            return None
-        return run if run.info.lifecycle_stage == "active" else None
-
-    def _find(self, kind: str, more: str = "") -> Run | None:
-        clause = f"tags.`lorasweep.kind` = '{kind}' and tags.`lorasweep.sweep` = '{self.sweep}'{more}"
-        runs = self.client.search_runs([self.experiment_id], clause, max_results=1)
-        return runs[0] if runs else None
-
-    def _log_params(self, run: Run, settings: dict[str, str], is_new: bool) -> None:
-        there = {} if is_new else run.data.params
-        params = param_entities({key: value for key, value in settings.items() if key not in there})
-        for start in range(0, len(params), PARAMS_PER_BATCH):
-            self.client.log_batch(run.info.run_id, params=params[start : start + PARAMS_PER_BATCH], synchronous=True)
 
     def _send(self, number: int, trial: _OpenTrial, tags: dict[str, str] | None = None) -> None:
         """Pass on all waiting points in as few batches as MLflow allows, confirming each batch in the spool."""
@@ -368,70 +335,6 @@ RETRY_SECONDS = 2.0  # between questions whether a database that failed is back
 DEFAULT_COLUMNS = ["optimizer.lr", "adapter.r", "train.batch_size", "train.max_steps"]
 
 
-def replay(folders: Folders, sweep: str) -> int:
-    """Send what a dead process left in the sweep's spools, and return how many points that were.
-
-    For readers such as the UI; safe beside a running sweep, because points that are sent twice are stored once.
-    """
-    folder = folders.spool(sweep)
-    left: list[tuple[int, str, list[Point]]] = []
-    for trial in spools.trials_in(folder):
-        run_id, points = spools.unsent(spools.path_of(folder, trial))
-        if run_id and points:
-            left.append((trial, run_id, points))
-    if not left:
-        return 0
-    client = open_client(folders)
-    for trial, run_id, points in left:
-        try:
-            with readable_errors(f"store metrics of trial {trial}"):
-                for batch in batches_of(points):
-                    client.log_batch(run_id, metrics=metric_entities(batch), synchronous=True)
-        except LorasweepError as error:
-            log.warning("%s", error)
-    return sum(len(points) for _, _, points in left)
-
-
-def newest_experiment(folders: Folders, sweep: str | None) -> tuple[str, str] | None:
-    """(name, id) of the sweep's experiment (`sweep` None: of the sweep written to last), None where there is none."""
-    found = [item for item in _sweep_experiments(folders) if sweep in (None, item.name)]
-    newest = max(found, key=lambda item: item.last_update_time or 0, default=None)
-    return (newest.name, newest.experiment_id) if newest else None
-
-
-def sweep_names(folders: Folders) -> list[str]:
-    """Names of the sweeps that are tracked here."""
-    return sorted(item.name for item in _sweep_experiments(folders))
-
-
-def _sweep_experiments(folders: Folders) -> list[Any]:
-    with readable_errors("list experiments"):
-        return [item for item in open_client(folders).search_experiments() if TAG in item.tags]
-
-
 def now_ms() -> int:
     """Milliseconds since 1970."""
     return time.time_ns() // 1_000_000
-
-
-def _who() -> dict[str, str]:
-    try:
-        user = getpass.getuser()
-    except (OSError, KeyError):  # no name for this user id, as in some containers
-        user = ""
-    return {"mlflow.user": user, "mlflow.source.name": "lorasweep", "mlflow.source.type": "LOCAL"}
-
-
-def settle(folders: Folders, sweep: str) -> None:
-    """Pass on what a finished sweep's processes could not: metrics and ends of its runs.
-
-    Raises:
-        StorageError: MLflow cannot be written now either; nothing is lost.
-    """
-    folder = folders.spool(sweep)
-    if all(spools.is_settled(folder, number) for number in spools.trials_in(folder)):
-        return
-    tracker = Tracker(folders, sweep)
-    tracker._client = open_client(folders)
-    tracker._take_up_ends()
-    tracker.close()

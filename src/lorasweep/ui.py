@@ -1,7 +1,7 @@
 """`lorasweep ui`: MLflow's own page on 127.0.0.1, opened at a sweep's saved leaderboard.
 
 What a dead process left in the spool is sent to MLflow first, so that the page shows everything that was reported.
-Neighbours: `tracking` (replay, experiments), `tracking_view` (the address), `cli` (calls).
+Neighbours: `tracking_readers` (replay, experiments), `tracking_view` (the address), `cli` (calls).
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ def serve(name: str | None, overrides: list[str], port: int = 5000, as_json: boo
         UsageError: nothing was tracked here yet, no such sweep, or no free port.
         LorasweepError: the server does not start.
     """
-    from lorasweep import tracking
+    from lorasweep import tracking_readers
     from lorasweep.config.compose import tracking_folder
     from lorasweep.config.home import Folders, Home
     from lorasweep.tracking_view import address
 
     folders = Folders(tracking_folder(overrides, Home.find()))
     sweep, experiment_id = find_sweep(folders, name)
-    tracking.replay(folders, sweep)
+    tracking_readers.replay(folders, sweep)
     port = free_port(port)
     url = address(port, experiment_id)
     server, log = start(folders, port)
@@ -68,14 +68,14 @@ def find_sweep(folders: Folders, name: str | None) -> tuple[str, str]:
     Raises:
         UsageError: there is none; names those that there are.
     """
-    from lorasweep import tracking
+    from lorasweep import tracking_readers
 
     where = folders.mlflow_db.parent
     if not folders.mlflow_db.exists():
         raise UsageError(f"nothing was tracked in {where} yet (no mlflow.db); run a sweep, or give tracking.dir=FOLDER")
-    found = tracking.newest_experiment(folders, name)
+    found = tracking_readers.newest_experiment(folders, name)
     if found is None:
-        known = tracking.sweep_names(folders)
+        known = tracking_readers.sweep_names(folders)
         raise UsageError(f"no sweep {name or ''} is tracked in {where}; {nearest(name or '', known)}")
     return found
 
