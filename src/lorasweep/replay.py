@@ -12,13 +12,11 @@ Neighbours: `checkpoint` (files), `training.snapshot`, `search.study`; `worker` 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from lorasweep.config import compose
-from lorasweep.config.schema import Config
 from lorasweep.posts import Post
 from lorasweep.records import TrialRecord, TrialState
 from lorasweep.search.study import Asked
@@ -29,7 +27,6 @@ if TYPE_CHECKING:
     from lorasweep.checkpoint import Checkpoint
     from lorasweep.search.leases import Leases
     from lorasweep.search.study import SweepStudy
-    from lorasweep.training.pack import Pack
     from lorasweep.workbench import Workbench
 
 
@@ -48,48 +45,6 @@ class Candidate:
     asked: Asked
     saved: SavedTrial | None = None
     ended: TrialRecord | None = None
-
-
-@dataclass
-class RunningTrial:
-    """What the worker knows of a trial in a slot. `samples` and `last_step` are those of its last optimizer step."""
-
-    asked: Asked
-    config: Config
-    pack: Pack
-    run_id: str
-    ended: TrialRecord | None = None  # a ghost: how it ended before the kill
-    samples: int = 0
-    last_step: int = 0
-    admitted_at: float = field(default_factory=time.monotonic)
-
-    def record(self, state: TrialState) -> TrialRecord:
-        """What the trial leaves if it ends now."""
-        counts = self.pack.counts(self.asked.number)
-        return TrialRecord(
-            trial=self.asked.number,
-            state=state,
-            params=self.asked.params,
-            run_id=self.run_id,
-            samples=self.samples,
-            train_seconds=time.monotonic() - self.admitted_at,
-            trainable_params=counts.trainable,
-            total_params=counts.total,
-        )
-
-    @property
-    def ghost_is_over(self) -> bool:
-        """Whether a ghost is where its trial ended. A failure came in the step after the last that was counted."""
-        if self.ended is None:
-            return False
-        if self.ended.state is TrialState.FAILED:
-            return self.samples > self.ended.samples
-        return self.samples >= self.ended.samples
-
-    @property
-    def uncounted_samples(self) -> int:
-        """Samples that the study's count of ended trials lacks now, and would lack had the kill never come."""
-        return self.samples - (self.ended.samples if self.ended else 0)
 
 
 @dataclass(frozen=True)

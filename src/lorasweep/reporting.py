@@ -1,0 +1,185 @@
+"""What packs say of their trials, and what becomes of it: metrics, verdicts at rungs, and every way that a trial ends.
+
+The order at a trial's end protects the agreement of study and tracker: artifacts and the run's state first, the study
+next, the checkpoint (the worker's) last. Neighbours: `running` (the trials), `tracking`, `search.study`; `worker` hands
+over each event.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lorasweep import failpoints
+from lorasweep.errors import LorasweepError, ObjectiveError, TrialFailed
+from lorasweep.failures import Streak
+from lorasweep.posts import Post
+from lorasweep.progress import Progress
+from lorasweep.records import TrialRecord, TrialState
+from lorasweep.replay import Candidate
+from lorasweep.running import RunningTrial, Slots
+from lorasweep.search.leases import Leases
+
+if TYPE_CHECKING:
+    from lorasweep.search.study import SweepStudy
+    from lorasweep.tracking import Tracker
+
+
+class Reporting:
+    """Hands on what the trials in `slots` do, to the study, to MLflow and to whoever watches."""
+
+    def __init__(
+        self,
+        study: SweepStudy,
+        tracker: Tracker,
+        progress: Progress,
+        slots: Slots,
+        leases: Leases,
+        post: Post,
+    ):
+        self.study, self.tracker, self.progress = study, tracker, progress
+        self.slots, self.leases, self.post = slots, leases, post
+        self.failures = Streak(study.name, study.config.sweep.max_failures)
+
+    def handle(self, event: Any) -> None:
+        """One event of a pack.
+
+        Raises:
+            ObjectiveError: the objective's metric is never logged.
+        """
+        from lorasweep.training.pack import Evaluated, Failed, Finished, Stepped
+
+        trial = self.slots.trials.get(event.number)
+        if trial is None:  # it was pruned at this very turn's evaluation
+            return
+        if isinstance(event, Stepped):
+            trial.samples, trial.last_step = event.samples, event.step
+        if trial.ended is not None:
+            if isinstance(event, Finished | Failed):
+                self.slots.release(event.number)
+        elif isinstance(event, Stepped):
+            self._on_step(trial, event)
+        elif isinstance(event, Evaluated):
+            self._on_evaluation(trial, event)
+        elif isinstance(event, Finished):
+            self._on_finish(trial, event)
+        elif isinstance(event, Failed):
+            self._on_failure(trial, event)
+
+    def _on_step(self, trial: RunningTrial, event: Any) -> None:
+        every, last = trial.config.train.log_every_steps, trial.pack.max_steps(event.number)
+        if event.step % every == 0 or event.step in (1, last):
+            metrics = {
+                "train/loss": event.loss,
+                "train/lr": event.lr,
+                "train/grad_norm": event.grad_norm,
+                "train/samples": float(event.samples),
+            }
+            self.tracker.log(event.number, metrics, event.step)
+        self.progress.stepped(event.number, event.step, event.loss)
+
+    def _on_evaluation(self, trial: RunningTrial, event: Any) -> None:
+        self.tracker.log(event.number, event.metrics, event.step)
+        failpoints.reach("metrics-spooled")
+        self.tracker.flush(event.number)
+        self.progress.evaluated(event.number, event.step, event.metrics.get(self.study.metric))
+        if event.rung is not None and event.step < trial.pack.max_steps(event.number):
+            self._on_rung(trial, event)
+
+    def _on_rung(self, trial: RunningTrial, event: Any) -> None:
+        """Report the value there; a trial that has lost leaves at once. A replay is given the first verdict again."""
+        from lorasweep.training.evaluate import row_results
+
+        value = event.metrics[self.study.metric]
+        results = None
+        if self.study.config.pruner.kind == "wilcoxon":
+            references = trial.pack.sheets.exam.references
+            results = row_results(event.predictions, references, self.study.direction == "maximize")
+        verdict = self.study.report(event.number, event.rung, value, results)
+        failpoints.reach("judged")
+        self.slots.changed = True
+        if not verdict.keep:
+            record = trial.record(TrialState.PRUNED)
+            record.value, record.metrics, record.reason = value, dict(event.metrics), verdict.reason
+            self._end(record, {})
+
+    def _on_finish(self, trial: RunningTrial, event: Any) -> None:
+        number = event.number
+        value = event.best_metrics[self.study.metric]
+        pace = event.samples / max(event.seconds, 1e-9)
+        self.tracker.log(number, {"train/samples_per_second": pace}, event.step)
+        record = trial.record(TrialState.COMPLETE)
+        record.value, record.metrics, record.train_seconds = value, dict(event.best_metrics), event.seconds
+        problem = self.study.goals.problem(record)
+        if problem is not None:
+            record.state, record.value, record.reason = TrialState.FAILED, None, f"objective: {problem}"
+            self._end(record, {})
+            return
+        self._end_with_adapter(trial, record)
+
+    def _on_failure(self, trial: RunningTrial, event: Any) -> None:
+        record = trial.record(TrialState.FAILED)
+        record.reason = f"{event.cause}: {event.message}"
+        self._end(record, {})
+        if event.cause == "objective":
+            raise ObjectiveError(event.message)
+
+    # -- ends -------------------------------------------------------------------------------------------------------
+
+    def _end(self, record: TrialRecord, artifacts: dict[str, Path]) -> None:
+        if not self.post.alone and not self.leases.holds(record.trial):
+            self._let_go(record.trial)
+            return
+        self.tracker.finish_trial(record.trial, record, artifacts)
+        failpoints.reach("run-ended")
+        if record.state is TrialState.COMPLETE and record.value is not None and math.isfinite(record.value):
+            self.study.complete(record.trial, record.value, record)
+        elif record.state is TrialState.PRUNED:
+            self.study.prune(record.trial, record.value, record)
+        else:
+            self.study.fail(record.trial, record)
+        failpoints.reach("told")
+        self.failures.note(record)
+        self.slots.release(record.trial)
+        self.progress.trial_ended(record)
+
+    def _end_with_adapter(self, trial: RunningTrial, record: TrialRecord) -> None:
+        with tempfile.TemporaryDirectory(prefix="lorasweep-") as folder:
+            adapter = Path(folder) / "adapter"
+            trial.pack.export(record.trial, adapter)
+            self._end(record, {"adapter": adapter})
+
+    def fail_before_training(self, candidate: Candidate, error: LorasweepError) -> None:
+        """A point that cannot be trained as it is: FAILED with its cause, and the sweep goes on."""
+        if candidate.ended is not None:
+            return
+        asked = candidate.asked
+        reason = str(error) if isinstance(error, TrialFailed) else f"config: {error}"
+        record = TrialRecord(trial=asked.number, state=TrialState.FAILED, params=asked.params, reason=reason)
+        record.run_id = self.tracker.start_failed(asked.number, asked.params)
+        self._end(record, {})
+
+    def stop(self, trial: RunningTrial) -> None:
+        """End a trial as pruned, with its best evaluation and that adapter where it has one."""
+        number = trial.asked.number
+        record = trial.record(TrialState.PRUNED)
+        record.reason = f"stopped by hand after {trial.samples:,} samples"
+        best = None if trial.pack.roster.waiting(number) is not None else trial.pack.roster.slot(number).best
+        if best is None:
+            self._end(record, {})
+            return
+        record.value, record.metrics = best.value, dict(best.metrics)
+        self._end_with_adapter(trial, record)
+
+    def let_go_of_lost(self) -> None:
+        """Where this process was silent for long, others may have taken its trials over: what it still has of them is
+        worth nothing."""
+        for number in self.leases.lost(self.slots.ours):
+            self._let_go(number)
+
+    def _let_go(self, number: int) -> None:
+        self.tracker.let_go(number)
+        self.slots.release(number)
+        self.progress.note(f"trial {number} was taken over by another worker")
