@@ -30,7 +30,7 @@ LAYERS = [
     ("data",),
     ("config",),
     ("progress", "failpoints", "failures"),
-    ("records", "errors"),
+    ("records", "errors", "stats"),
     ("__init__",),
 ]
 RANK = {room: depth for depth, rooms in enumerate(LAYERS) for room in rooms}
