@@ -37,7 +37,8 @@ def test_metrics_are_named_as_they_are_logged_and_loss_is_the_mean_of_units() ->
     probabilities = np.array([[0.9, 0.1], [0.3, 0.7], [0.6, 0.4]], dtype=np.float32)
     losses = np.array([0.1, 0.2, 0.9], dtype=np.float32)
     got = task.metrics(probabilities, np.array([0, 1, 1]), losses)
-    assert set(got) == {f"eval/{name}" for name in ("loss", "accuracy", "f1", "precision", "recall", "roc_auc")}
+    names = ("loss", "accuracy", "calibration_error", "f1", "log_loss", "precision", "recall", "roc_auc")
+    assert set(got) == {f"eval/{name}" for name in names}
     assert got["eval/loss"] == pytest.approx(0.4) and got["eval/accuracy"] == pytest.approx(2 / 3)
     assert all(type(score) is float for score in got.values())
 

@@ -1,98 +1,93 @@
-"""Accuracy, precision, recall, F1 and ROC AUC as local `evaluate.Metric` modules over scikit-learn.
+"""Accuracy, precision, recall, F1, ROC AUC, confusion matrix, log loss and calibration error, over scikit-learn.
 
-`evaluate.load` would fetch a script from the hub; these subclasses work offline and compose like any other module.
-Neighbours: `tasks.classify` (who calls `classification_metrics`).
+Plain functions over arrays; `modules` offers each as an `evaluate.Metric`. Neighbours: `tasks` (who calls
+`classification_metrics`).
 """
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
-import datasets
-import evaluate
 import numpy as np
 from sklearn import metrics as sk
 
-CITATION = "scikit-learn: Machine Learning in Python, Pedregosa et al., JMLR 12, 2011."
-INPUTS = "predictions: class ids, or class probabilities for roc_auc; references: class ids."
+CALIBRATION_BINS = 15  # as Guo et al. 2017
 
 
-class ClassMetric(evaluate.Metric):
-    """What the modules here share: class ids in, one row each, nothing written to disk."""
-
-    description = ""
-    prediction: Any = datasets.Value("int64")
-
-    def __init__(self) -> None:
-        super().__init__(keep_in_memory=True)
-
-    def _info(self) -> evaluate.MetricInfo:
-        features = datasets.Features({"predictions": self.prediction, "references": datasets.Value("int64")})
-        return evaluate.MetricInfo(
-            description=self.description, citation=CITATION, inputs_description=INPUTS, features=features
-        )
-
-
-class Accuracy(ClassMetric):
+def accuracy(predictions: Any, references: Any) -> float:
     """Rows whose predicted class is the reference, over all rows."""
-
-    description = "Share of rows predicted right."
-
-    def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
-        return {"accuracy": float(sk.accuracy_score(references, predictions))}
+    return float(sk.accuracy_score(references, predictions))
 
 
-class PrecisionRecallF1(ClassMetric):
-    """Per class, right predictions over all predictions of it (precision) and over all its rows (recall), averaged.
+def precision_recall_f1(predictions: Any, references: Any, average: str = "macro") -> dict[str, float]:
+    """`precision`, right predictions over all predictions of a class, `recall`, over all its rows, and their harmonic
+    mean `f1`, each averaged over classes.
 
     `average`: macro (mean over the classes that occur), weighted (by rows), binary (class 1 alone). 0 where a class
     is never predicted.
     """
-
-    description = "Precision, recall and their harmonic mean."
-
-    def _compute(self, predictions: Any, references: Any, average: str = "macro") -> dict[str, float]:
-        precision, recall, f1, _ = sk.precision_recall_fscore_support(
-            references, predictions, average=average, zero_division=0.0
-        )
-        return {"f1": float(f1), "precision": float(precision), "recall": float(recall)}
+    precision, recall, f1, _ = sk.precision_recall_fscore_support(
+        references, predictions, average=average, zero_division=0.0
+    )
+    return {"f1": float(f1), "precision": float(precision), "recall": float(recall)}
 
 
-class RocAuc(ClassMetric):
+def roc_auc(probabilities: np.ndarray, references: Any) -> float:
     """Area under the ROC curve of probabilities (rows, classes): that of class 1 for two classes, else the macro mean
-    of each class against the rest. Every class needs a row; `classification_metrics` asks only then."""
-
-    description = "Area under the ROC curve."
-    prediction = datasets.Sequence(datasets.Value("float64"))
-
-    def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
-        scores = np.asarray(predictions, dtype=np.float64)
-        if scores.shape[1] == 2:
-            return {"roc_auc": float(sk.roc_auc_score(references, scores[:, 1]))}
-        # one against the rest needs each column alone: unlike sklearn's multi_class, rows need not sum to one exactly
-        labels = np.asarray(references)
-        areas = [sk.roc_auc_score(labels == number, scores[:, number]) for number in range(scores.shape[1])]
-        return {"roc_auc": float(np.mean(areas))}
+    of each class against the rest. ValueError where a class has no row."""
+    scores = np.asarray(probabilities, dtype=np.float64)
+    if scores.shape[1] == 2:
+        return float(sk.roc_auc_score(references, scores[:, 1]))
+    # one against the rest needs each column alone: unlike sklearn's multi_class, rows need not sum to one exactly
+    labels = np.asarray(references)
+    areas = [sk.roc_auc_score(labels == number, scores[:, number]) for number in range(scores.shape[1])]
+    return float(np.mean(areas))
 
 
-@cache
-def modules() -> tuple[Accuracy, PrecisionRecallF1, RocAuc]:
-    """One instance of each for the process; making them touches the disk."""
-    return Accuracy(), PrecisionRecallF1(), RocAuc()
+def confusion_matrix(predictions: Any, references: Any, classes: int | None = None) -> np.ndarray:
+    """(classes, classes) counts of rows: reference class down, predicted class across. `classes` None: those that
+    occur."""
+    labels = None if classes is None else list(range(classes))
+    matrix: np.ndarray = sk.confusion_matrix(references, predictions, labels=labels)
+    return matrix
+
+
+def log_loss(probabilities: np.ndarray, references: Any) -> float:
+    """Mean of minus the logarithm of the probability (rows, classes) of each row's class, as scikit-learn clips it."""
+    scores = np.asarray(probabilities, dtype=np.float64)
+    scores = scores / scores.sum(-1, keepdims=True)  # float32 rows sum to one only nearly, and scikit-learn is strict
+    return float(sk.log_loss(references, scores, labels=list(range(scores.shape[1]))))
+
+
+def calibration_error(probabilities: np.ndarray, references: Any, bins: int = CALIBRATION_BINS) -> float:
+    """Expected calibration error (Naeini et al. 2015; Guo et al. 2017): rows in `bins` bins of equal width by their
+    confidence, the probability of the likeliest class; the mean over rows of |accuracy - confidence| of their bin.
+
+    Bin m holds confidences in ((m - 1) / bins, m / bins].
+    """
+    scores = np.asarray(probabilities, dtype=np.float64)
+    labels = np.asarray(references)
+    confidence, right = scores.max(-1), scores.argmax(-1) == labels
+    places = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    gaps = np.bincount(places, weights=right - confidence, minlength=bins)  # rows * (accuracy - confidence) of a bin
+    return float(np.abs(gaps).sum() / len(labels))
 
 
 def classification_metrics(probabilities: np.ndarray, labels: np.ndarray, average: str) -> dict[str, float]:
-    """accuracy, f1, precision, recall and, where it is defined, roc_auc.
+    """accuracy, f1, precision, recall and, where they are defined, log_loss, calibration_error, roc_auc.
 
     probabilities (rows, classes); labels (rows,) class ids; average macro, weighted or binary. The predicted class is
-    the likeliest, the first of equals. roc_auc is left out where a class has no row or a probability is not finite.
+    the likeliest, the first of equals. Where a probability is not finite the last three are left out; roc_auc also
+    where a class has no row.
     """
-    accuracy, averaged, area = modules()
     predicted = probabilities.argmax(-1)
-    scores = accuracy.compute(predictions=predicted, references=labels)
-    scores |= averaged.compute(predictions=predicted, references=labels, average=average)
-    every_class = len(np.unique(labels)) == probabilities.shape[1]
-    if every_class and np.isfinite(probabilities).all():
-        scores |= area.compute(predictions=probabilities, references=labels)
+    scores = {"accuracy": accuracy(predicted, labels), **precision_recall_f1(predicted, labels, average)}
+    if not np.isfinite(probabilities).all():
+        return scores
+    scores |= {
+        "log_loss": log_loss(probabilities, labels),
+        "calibration_error": calibration_error(probabilities, labels),
+    }
+    if len(np.unique(labels)) == probabilities.shape[1]:
+        scores["roc_auc"] = roc_auc(probabilities, labels)
     return scores
