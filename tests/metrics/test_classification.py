@@ -91,6 +91,17 @@ def test_calibration_error_of_the_sure_and_the_unsure() -> None:
     assert calibration_error(np.full((4, 2), 0.5), [0, 1, 0, 1]) == 0.0
 
 
+def test_a_row_without_a_class_is_wrong_whatever_it_is() -> None:
+    probabilities = np.array([[0.0, 0.0], [0.0, 0.0], [0.2, 0.8], [0.9, 0.1]], dtype=np.float32)
+    got = classification_metrics(probabilities, np.array([0, 1, 1, 0]), "macro")
+    assert got["accuracy"] == 0.5 and got["recall"] == 0.5 and got["precision"] == 1.0
+    assert got["log_loss"] > 15 and np.isfinite(got["log_loss"])
+    assert got["calibration_error"] == pytest.approx((0.2 + 0.1) / 4)
+    binary = classification_metrics(probabilities, np.array([0, 1, 1, 0]), "binary")
+    assert (binary["precision"], binary["recall"]) == (1.0, 0.5)
+    assert confusion_matrix([-1, -1, 1, 0], [0, 1, 1, 0], classes=2).tolist() == [[1, 0], [0, 1]]
+
+
 def test_a_confusion_matrix_holds_classes_that_never_occur() -> None:
     assert confusion_matrix([0, 0], [0, 0], classes=3).tolist() == [[2, 0, 0], [0, 0, 0], [0, 0, 0]]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lorasweep.metrics.squad import exact_match, normalize, question_scores, squad_v2, token_f1
+from lorasweep.metrics.squad import exact_match, normalize, qa_metrics, question_scores, squad_v2, token_f1
 
 SHARED = Path(os.environ.get("LORASWEEP_SHARED", Path(__file__).parents[2].parent / "shared"))
 QUESTIONS = SHARED / "data/squad_v2/dev-v2.0.json"
@@ -82,6 +82,15 @@ def test_no_questions_or_unlike_lists_are_refused() -> None:
     for texts, answers, probabilities in (([], [], None), (["a"], [], None), (["a"], [[]], [0.1, 0.2])):
         with pytest.raises(ValueError, match=r"predictions and \d"):
             squad_v2(texts, answers, probabilities)
+
+
+def test_what_a_task_logs_are_fractions() -> None:
+    texts, answers, probabilities = ["red car", "blue", ""], [["red car"], [], ["grey"]], [0.1, 0.9, 0.6]
+    plain, found = qa_metrics(texts, answers), qa_metrics(texts, answers, probabilities)
+    assert (plain["exact_match"], plain["f1"]) == (pytest.approx(1 / 3), pytest.approx(1 / 3))
+    assert (plain["answerable_exact_match"], plain["unanswerable_accuracy"]) == (0.5, 0.0)
+    assert "best_f1" not in plain and {"bleu", "rougeL", "meteor"} < set(plain)
+    assert found["best_f1"] == pytest.approx(2 / 3) and found["no_answer_threshold"] == 0.1
 
 
 @pytest.mark.skipif(not QUESTIONS.is_file(), reason="the shared data are not here")

@@ -1,6 +1,7 @@
 """Accuracy, precision, recall, F1, ROC AUC, confusion matrix, log loss and calibration error, over scikit-learn.
 
-Plain functions over arrays; `modules` offers each as an `evaluate.Metric`. Neighbours: `tasks` (who calls
+Plain functions over arrays; `modules` offers each as an `evaluate.Metric`. A row of probabilities that are all zero
+predicts no class (a generated answer that names none): it is wrong whatever its class. Neighbours: `tasks` (who calls
 `classification_metrics`).
 """
 
@@ -12,6 +13,14 @@ import numpy as np
 from sklearn import metrics as sk
 
 CALIBRATION_BINS = 15  # as Guo et al. 2017
+NONE = -1  # the predicted class of a row without one
+
+
+def predicted_classes(probabilities: np.ndarray) -> np.ndarray:
+    """The likeliest class of each row, the first of equals; -1 where no class has any probability."""
+    scores = np.asarray(probabilities)
+    found: np.ndarray = np.where((scores == 0).all(-1), NONE, scores.argmax(-1))
+    return found
 
 
 def accuracy(predictions: Any, references: Any) -> float:
@@ -26,8 +35,13 @@ def precision_recall_f1(predictions: Any, references: Any, average: str = "macro
     `average`: macro (mean over the classes that occur), weighted (by rows), binary (class 1 alone). 0 where a class
     is never predicted.
     """
+    occurring = [1] if average == "binary" else sorted({*np.unique(references), *np.unique(predictions)} - {NONE})
     precision, recall, f1, _ = sk.precision_recall_fscore_support(
-        references, predictions, average=average, zero_division=0.0
+        references,
+        predictions,
+        labels=occurring,
+        average="macro" if average == "binary" else average,
+        zero_division=0.0,
     )
     return {"f1": float(f1), "precision": float(precision), "recall": float(recall)}
 
@@ -46,17 +60,21 @@ def roc_auc(probabilities: np.ndarray, references: Any) -> float:
 
 def confusion_matrix(predictions: Any, references: Any, classes: int | None = None) -> np.ndarray:
     """(classes, classes) counts of rows: reference class down, predicted class across. `classes` None: those that
-    occur."""
-    labels = None if classes is None else list(range(classes))
+    occur. Rows without a predicted class are in no column."""
+    occurring = {*np.unique(references), *np.unique(predictions)} - {NONE}
+    labels = sorted(occurring) if classes is None else list(range(classes))
     matrix: np.ndarray = sk.confusion_matrix(references, predictions, labels=labels)
     return matrix
 
 
 def log_loss(probabilities: np.ndarray, references: Any) -> float:
-    """Mean of minus the logarithm of the probability (rows, classes) of each row's class, as scikit-learn clips it."""
+    """Mean of minus the logarithm of the probability (rows, classes) of each row's class, clipped as scikit-learn does
+    at the smallest step from 1. Rows are brought to a sum of one first."""
     scores = np.asarray(probabilities, dtype=np.float64)
-    scores = scores / scores.sum(-1, keepdims=True)  # float32 rows sum to one only nearly, and scikit-learn is strict
-    return float(sk.log_loss(references, scores, labels=list(range(scores.shape[1]))))
+    sums = scores.sum(-1)
+    right = scores[np.arange(len(scores)), np.asarray(references)] / np.where(sums > 0, sums, 1.0)
+    smallest = np.finfo(np.float64).eps
+    return float(-np.log(np.clip(right, smallest, 1 - smallest)).mean())
 
 
 def calibration_error(probabilities: np.ndarray, references: Any, bins: int = CALIBRATION_BINS) -> float:
@@ -67,7 +85,7 @@ def calibration_error(probabilities: np.ndarray, references: Any, bins: int = CA
     """
     scores = np.asarray(probabilities, dtype=np.float64)
     labels = np.asarray(references)
-    confidence, right = scores.max(-1), scores.argmax(-1) == labels
+    confidence, right = scores.max(-1), predicted_classes(scores) == labels
     places = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
     gaps = np.bincount(places, weights=right - confidence, minlength=bins)  # rows * (accuracy - confidence) of a bin
     return float(np.abs(gaps).sum() / len(labels))
@@ -76,11 +94,10 @@ def calibration_error(probabilities: np.ndarray, references: Any, bins: int = CA
 def classification_metrics(probabilities: np.ndarray, labels: np.ndarray, average: str) -> dict[str, float]:
     """accuracy, f1, precision, recall and, where they are defined, log_loss, calibration_error, roc_auc.
 
-    probabilities (rows, classes); labels (rows,) class ids; average macro, weighted or binary. The predicted class is
-    the likeliest, the first of equals. Where a probability is not finite the last three are left out; roc_auc also
-    where a class has no row.
+    probabilities (rows, classes); labels (rows,) class ids; average macro, weighted or binary. Where a probability is
+    not finite the last three are left out; roc_auc also where a class has no row.
     """
-    predicted = probabilities.argmax(-1)
+    predicted = predicted_classes(probabilities)
     scores = {"accuracy": accuracy(predicted, labels), **precision_recall_f1(predicted, labels, average)}
     if not np.isfinite(probabilities).all():
         return scores

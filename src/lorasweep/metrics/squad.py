@@ -2,7 +2,7 @@
 
 (Rajpurkar, Jia and Liang, "Know What You Don't Know: Unanswerable Questions for SQuAD", ACL 2018; evaluate-v2.0.py.)
 A question without answers is answered right by the empty text alone. Pure; nothing but the standard library.
-Neighbours: `modules` (an `evaluate.Metric` of it), `tasks` (who logs it).
+Neighbours: `modules` (an `evaluate.Metric` of it), `text`, `tasks` (who calls `qa_metrics`).
 """
 
 from __future__ import annotations
@@ -47,6 +47,33 @@ def question_scores(prediction: str, answers: Sequence[str]) -> tuple[float, flo
         max(exact_match(prediction, answer) for answer in wanted),
         max(token_f1(prediction, answer) for answer in wanted),
     )
+
+
+def qa_metrics(
+    texts: Sequence[str], references: Sequence[Sequence[str]], no_answer: Sequence[float] | None = None
+) -> dict[str, float]:
+    """What a task of questions and answers logs, as fractions of one but for BLEU (0 to 100).
+
+    exact_match and f1; of questions that have answers answerable_exact_match and answerable_f1, of those that have none
+    unanswerable_accuracy, where there are any. With the probability that each question has no answer also
+    best_exact_match and best_f1, and no_answer_threshold, above which giving no answer makes best_f1. Then
+    `text.text_metrics` of the questions that have answers.
+    """
+    from lorasweep.metrics.text import text_metrics
+
+    found = squad_v2(texts, references, no_answer)
+    names = {
+        "exact": "exact_match",
+        "f1": "f1",
+        "HasAns_exact": "answerable_exact_match",
+        "HasAns_f1": "answerable_f1",
+        "NoAns_exact": "unanswerable_accuracy",
+        **({} if no_answer is None else {"best_exact": "best_exact_match", "best_f1": "best_f1"}),
+    }
+    scores = {name: found[official] / 100 for official, name in names.items() if official in found}
+    if no_answer is not None:
+        scores["no_answer_threshold"] = found["best_f1_thresh"]
+    return {**scores, **text_metrics(texts, references)}
 
 
 def squad_v2(

@@ -10,7 +10,8 @@ from torch import nn
 @dataclass(frozen=True)
 class ParameterCounts:
     """adapter: LoRA matrices and trained biases (full: the backbone); head: head modules, trained whole; trainable:
-    both; total: the base with its head, and the adapter."""
+    both; total: the base with its own head, the LoRA matrices and the copy of the head that is trained, as PEFT counts
+    (full: the base alone, of which there is no copy)."""
 
     adapter: int
     head: int

@@ -99,7 +99,7 @@ def _counts(base: LoadedBase, trial: _Trial) -> ParameterCounts:
     head = sum(
         parameter.numel() for name in base.head_layers for parameter in base.model.get_submodule(name).parameters()
     )
-    return ParameterCounts(adapter, head, adapter + head, base.total_params + lora)
+    return ParameterCounts(adapter, head, adapter + head, base.total_params + lora + head)
 
 
 class PackedLora:
@@ -300,7 +300,7 @@ class PackedLora:
         self.arena.grad_row(index).zero_()
 
     def counts(self, index: int) -> ParameterCounts:
-        """Adapter: LoRA matrices and trained biases. Total: the base (with one head) and the adapter."""
+        """Adapter: LoRA matrices and trained biases. Total: as PEFT counts, with the copy of the trained head."""
         return _counts(self.base, self._trial(index))
 
     def save(self, index: int) -> dict[str, torch.Tensor]:
