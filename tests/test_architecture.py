@@ -24,7 +24,7 @@ LAYERS = [
     ("workbench",),
     ("search", "tracking", "training", "adapter_model"),
     ("posts",),
-    ("spool", "provenance", "checkpoint"),
+    ("spool", "provenance", "checkpoint", "results"),
     ("models", "tasks"),
     ("metrics",),
     ("data",),

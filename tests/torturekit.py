@@ -6,6 +6,7 @@ in a fraction of a second, and dies alone when it is killed. `python torturekit.
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import json
 import os
@@ -152,12 +153,16 @@ class Left:
 
 
 def left_by(home: Path, sweep: str = "mini") -> Left:
-    """Read study and MLflow."""
+    """Read study, MLflow and what the kept checkpoints answered."""
+    from lorasweep import results
     from lorasweep.config.home import Folders
     from lorasweep.search.study import SweepStudy
 
     records = SweepStudy.load(Folders(home), sweep).records()
-    trials = {record.trial: {**record.to_json(), "train_seconds": 0} for record in records}
+    trials = {record.trial: {**record.to_json(), "train_seconds": 0, "peak_memory_bytes": 0} for record in records}
+    for number, trial in trials.items():
+        answers = results.path_of(results.folder_of(Folders(home).sweep(sweep)), number)
+        trial["answers"] = hashlib.sha256(answers.read_bytes()).hexdigest() if answers.exists() else None
     runs: dict[int, list[dict[str, Any]]] = {}
     metrics: dict[int, dict[str, list[tuple[int, float]]]] = {}
     with closing(sqlite3.connect(home / "mlflow.db")) as database:

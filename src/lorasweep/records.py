@@ -5,7 +5,7 @@ Pure data at the bottom of the tree: no neighbours but the standard library.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -27,7 +27,9 @@ class TrialRecord:
     """One trial as a row of the leaderboard; `metrics` are those of the kept checkpoint.
 
     `value` is the objective (None unless complete or pruned), `params` maps swept override keys to values,
-    `samples` counts training rows seen, `reason` says why a trial was pruned or failed.
+    `samples` counts training rows seen, `reason` says why a trial was pruned or failed. `interval` is that of `value`
+    over `eval_rows` evaluation rows, at 95%. `peak_memory_bytes`: the most that its process had taken of the device (of
+    a CPU: of main memory) by the trial's end; trials of a pack share it.
     """
 
     trial: int
@@ -41,10 +43,14 @@ class TrialRecord:
     trainable_params: int = 0
     total_params: int = 0
     reason: str | None = None
+    interval: list[float] | None = None
+    eval_rows: int | None = None
+    peak_memory_bytes: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """A dict of JSON types, every field by its name."""
-        return {**asdict(self), "state": str(self.state)}
+        copies = {"state": str(self.state), "metrics": dict(self.metrics), "params": dict(self.params)}
+        return {**vars(self), **copies}
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> TrialRecord:

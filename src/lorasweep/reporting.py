@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import math
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lorasweep import failpoints
+from lorasweep import failpoints, results
+from lorasweep.config.schema import Config
 from lorasweep.errors import LorasweepError, ObjectiveError, TrialFailed
 from lorasweep.failures import Streak
 from lorasweep.posts import Post
@@ -21,6 +23,7 @@ from lorasweep.records import TrialRecord, TrialState
 from lorasweep.replay import Candidate
 from lorasweep.running import RunningTrial, Slots
 from lorasweep.search.leases import Leases
+from lorasweep.stats import Results, interval, value_of
 
 if TYPE_CHECKING:
     from lorasweep.search.study import SweepStudy
@@ -38,9 +41,11 @@ class Reporting:
         slots: Slots,
         leases: Leases,
         post: Post,
+        rows_id: Callable[[Config], str],
     ):
+        """`rows_id`: the fingerprint of a trial's validation rows."""
         self.study, self.tracker, self.progress = study, tracker, progress
-        self.slots, self.leases, self.post = slots, leases, post
+        self.slots, self.leases, self.post, self.rows_id = slots, leases, post, rows_id
         self.failures = Streak(study.name, study.config.sweep.max_failures)
 
     def handle(self, event: Any) -> None:
@@ -93,11 +98,11 @@ class Reporting:
         from lorasweep.training.evaluate import row_results
 
         value = event.metrics[self.study.metric]
-        results = None
+        rows = None
         if self.study.config.pruner.kind == "wilcoxon":
             references = trial.pack.sheets.exam.references
-            results = row_results(event.predictions, references, self.study.direction == "maximize")
-        verdict = self.study.report(event.number, event.rung, value, results)
+            rows = row_results(event.predictions, references, self.study.direction == "maximize")
+        verdict = self.study.report(event.number, event.rung, value, rows)
         failpoints.reach("judged")
         self.slots.changed = True
         if not verdict.keep:
@@ -128,10 +133,12 @@ class Reporting:
 
     # -- ends -------------------------------------------------------------------------------------------------------
 
-    def _end(self, record: TrialRecord, artifacts: dict[str, Path]) -> None:
+    def _end(self, record: TrialRecord, artifacts: dict[str, Path], answered: Results | None = None) -> None:
         if not self.post.alone and not self.leases.holds(record.trial):
             self._let_go(record.trial)
             return
+        if answered is not None:
+            results.write(results.folder_of(self.study.files), record.trial, answered)
         self.tracker.finish_trial(record.trial, record, artifacts)
         failpoints.reach("run-ended")
         if record.state is TrialState.COMPLETE and record.value is not None and math.isfinite(record.value):
@@ -146,10 +153,25 @@ class Reporting:
         self.progress.trial_ended(record)
 
     def _end_with_adapter(self, trial: RunningTrial, record: TrialRecord) -> None:
+        answered = self._answered(trial, record)
         with tempfile.TemporaryDirectory(prefix="lorasweep-") as folder:
             adapter = Path(folder) / "adapter"
             trial.pack.export(record.trial, adapter)
-            self._end(record, {"adapter": adapter})
+            self._end(record, {"adapter": adapter}, answered)
+
+    def _answered(self, trial: RunningTrial, record: TrialRecord) -> Results | None:
+        """What the kept checkpoint answered on each row; notes in the record how sure its value therefore is."""
+        best, metric, task = trial.pack.roster.slot(record.trial).best, self.study.metric, trial.pack.task
+        if best is None or best.sheet is None:  # saved by an older version
+            return None
+        found = best.sheet.results(task, trial.pack.sheets.exam.references, metric, self.rows_id(trial.config))
+        record.eval_rows = len(found)
+        average = trial.config.task.average
+        if record.value is not None and found.knows(metric):
+            agrees = math.isclose(value_of(found, metric, average), record.value, rel_tol=1e-4, abs_tol=1e-4)
+            bounds = interval(found, metric, average) if agrees else None
+            record.interval = None if bounds is None else list(bounds)
+        return found
 
     def fail_before_training(self, candidate: Candidate, error: LorasweepError) -> None:
         """A point that cannot be trained as it is: FAILED with its cause, and the sweep goes on."""

@@ -32,6 +32,8 @@ class RunningTrial:
 
     def record(self, state: TrialState) -> TrialRecord:
         """What the trial leaves if it ends now."""
+        from lorasweep.training.memory import peak_bytes
+
         counts = self.pack.counts(self.asked.number)
         return TrialRecord(
             trial=self.asked.number,
@@ -42,6 +44,7 @@ class RunningTrial:
             train_seconds=time.monotonic() - self.admitted_at,
             trainable_params=counts.trainable,
             total_params=counts.total,
+            peak_memory_bytes=peak_bytes(self.pack.base.device),
         )
 
     @property

@@ -36,6 +36,7 @@ class Workbench:
     def __init__(self, folders: Folders, objective: ObjectiveConfig, slots: int):
         self.folders, self.objective, self.slots = folders, objective, slots
         self._data: dict[str, SearchData] = {}
+        self._rows_ids: dict[str, str] = {}
         self._encoded: dict[str, tuple[Encoded, Exam]] = {}
         self._bases: dict[Any, LoadedBase] = {}  # in order of last use
         self._packs: dict[str, tuple[Any, Pack, Config]] = {}  # pack key -> (base key, pack, what it was made for)
@@ -59,6 +60,13 @@ class Workbench:
         if key not in self._data:
             self._data[key] = load_search_data(config.data)
         return self._data[key]
+
+    def rows_id(self, config: Config) -> str:
+        """Fingerprint of a trial's validation rows: only trials over the same ones can be compared row by row."""
+        key = _digest(asdict(config.data))
+        if key not in self._rows_ids:
+            self._rows_ids[key] = self.data(config).validation.fingerprint()
+        return self._rows_ids[key]
 
     def task(self, config: Config) -> Task:
         """The trial's task over the class names of its data."""

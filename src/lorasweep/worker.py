@@ -73,7 +73,7 @@ class Worker:
         self.stop = threading.Event()
         self.paused = False  # `stop` was set by `lorasweep pause`
         self.slots = Slots()
-        self.reporting = Reporting(study, tracker, progress, self.slots, self.leases, post)
+        self.reporting = Reporting(study, tracker, progress, self.slots, self.leases, post, workbench.rows_id)
         self._saved_at = self._clock = self._looked_at = time.monotonic()
         self._no_run_since: float | None = None
         self._fill_again_at = 0.0  # time.monotonic()

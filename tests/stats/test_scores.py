@@ -15,7 +15,8 @@ def reference(results: Results, metric: str, average: str) -> float:
     labels, probabilities = results.labels, results.probabilities
     if metric == "accuracy":
         return sk.accuracy_score(labels, results.predicted)
-    if metric == "loss":
+    if metric in ("loss", "log_loss"):
+        probabilities = probabilities / probabilities.sum(1, keepdims=True, dtype=np.float64)
         chosen = probabilities[np.arange(len(labels)), labels].astype(np.float64)
         return float(-np.log(np.maximum(chosen, 1e-12)).mean())
     if metric == "roc_auc":
@@ -28,7 +29,7 @@ def reference(results: Results, metric: str, average: str) -> float:
 CASES = [
     (metric, average, classes)
     for classes in (2, 3, 5)
-    for metric in ("accuracy", "loss", "roc_auc", *AVERAGED)
+    for metric in ("accuracy", "loss", "log_loss", "roc_auc", *AVERAGED)
     for average in ("macro", "weighted", "binary")
     if (average == "macro" or metric in AVERAGED) and (average != "binary" or classes == 2)
 ]
@@ -92,3 +93,19 @@ def test_results_that_do_not_fit_are_refused() -> None:
         Results(np.zeros(3, int), np.zeros((2, 2)))
     with pytest.raises(ValueError, match="at least one row"):
         Results(np.zeros(0, int), np.zeros((0, 2)))
+
+
+def test_an_answer_that_names_no_class_is_wrong_and_no_class() -> None:
+    results = Results(np.array([0, 1, 0]), np.array([[0.0, 0.0], [0.2, 0.8], [0.9, 0.1]]))
+    assert list(results.predicted) == [-1, 1, 0] and value_of(results, "accuracy") == pytest.approx(2 / 3)
+    assert value_of(results, "recall") == pytest.approx(0.75)
+
+
+def test_texts_are_known_by_their_rows_scores() -> None:
+    matches = np.array([1.0, 0.0, 1.0, 1.0])
+    texts = Results(np.arange(4), np.zeros((4, 0)), np.ones(9), scores={"exact_match": matches})
+    assert texts.knows("eval/exact_match") and texts.knows("eval/loss") and not texts.knows("eval/f1")
+    assert value_of(texts, "eval/exact_match") == 0.75 and value_of(texts, "eval/loss") == 1.0
+    assert influence(texts, "exact_match") == pytest.approx(matches - 0.75)
+    assert influence(texts, "accuracy") is None
+    assert resampled(texts, "exact_match", np.array([[2, 2, 0, 0]])) == pytest.approx([0.5])

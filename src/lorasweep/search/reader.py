@@ -51,6 +51,11 @@ class StudyReader:
         return self._study.study_name
 
     @property
+    def files(self) -> Path:
+        """Where its files lie: spool, checkpoints, results."""
+        return self.folders.sweep(self.name)
+
+    @property
     def metric(self) -> str:
         """The objective's metric, as it is logged."""
         return str(self._about["config"]["sweep"]["objective"]["metric"])

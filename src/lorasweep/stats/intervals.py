@@ -30,7 +30,7 @@ def interval(
     units = units_of(results, metric)
     if units < 2:
         return None
-    if kind_of(metric) == "accuracy":
+    if kind_of(metric) == "accuracy" and results.probabilities.shape[1]:
         return wilson(int(results.correct.sum()), len(results), level)
     weights = resample_counts(units)
     return expanded_percentile(resampled(results, metric, weights, average, score), units, level)

@@ -69,7 +69,7 @@ def paired_p_values(first: Results, others: Sequence[Results], metric: str, aver
 
     comparable = [other.same_rows(first) for other in others]
     found = np.full(len(others), np.nan)
-    if kind_of(metric) == "accuracy":
+    if kind_of(metric) == "accuracy" and first.probabilities.shape[1]:
         if any(comparable):
             kept = np.array([other.correct for other, same in zip(others, comparable, strict=True) if same])
             found[comparable] = mcnemar_many((first.correct & ~kept).sum(1), (kept & ~first.correct).sum(1))

@@ -76,7 +76,7 @@ def better(
     sign = 1.0 if direction == "maximize" else -1.0
     value, other = (value_of(one, metric, average, score) for one in (challenger, champion))
     units = units_of(challenger, metric)
-    if kind_of(metric) == "accuracy":
+    if kind_of(metric) == "accuracy" and challenger.probabilities.shape[1]:
         wins = int((challenger.correct & ~champion.correct).sum())
         losses = int((champion.correct & ~challenger.correct).sum())
         gain, loss = (wins, losses) if sign > 0 else (losses, wins)

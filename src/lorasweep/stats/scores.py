@@ -18,7 +18,7 @@ Array = np.ndarray
 Score = Callable[[Array, Array], dict[str, float]]  # probabilities (rows, classes), labels (rows,) -> metrics by name
 SMALLEST = 1e-12  # a probability below it counts as this in a loss
 AVERAGED = ("f1", "precision", "recall")
-LOSSES = ("loss",)  # metrics of which less is better
+NO_CLASS = -1  # predicted where all probabilities are 0: an answer that names no class
 
 
 @dataclass(frozen=True)
@@ -26,13 +26,16 @@ class Results:
     """What one model answered on evaluation rows.
 
     labels: (rows,) class ids; probabilities: (rows, classes); losses: (units,), None: minus the logarithm of the
-    label's probability.
+    label's probability. scores: for metrics that are the mean of one number a row, by name, these (rows,): all there is
+    of answers that are texts, whose labels are numbers that tell the rows apart, with no classes.
     """
 
     labels: Array
     probabilities: Array
     losses: Array | None = None
     label_names: list[str] = field(default_factory=list)
+    scores: dict[str, Array] = field(default_factory=dict)
+    rows_id: str = ""  # a fingerprint of the rows; "": not known
 
     def __post_init__(self) -> None:
         if self.probabilities.ndim != 2 or len(self.labels) != len(self.probabilities) or not len(self.labels):
@@ -46,8 +49,8 @@ class Results:
 
     @cached_property
     def predicted(self) -> Array:
-        """(rows,) the likeliest class, the first of equals."""
-        return self.probabilities.argmax(1)
+        """(rows,) the likeliest class, the first of equals; `NO_CLASS` where no class has any probability."""
+        return np.where(self.probabilities.any(1), self.probabilities.argmax(1), NO_CLASS)
 
     @cached_property
     def correct(self) -> Array:
@@ -59,17 +62,43 @@ class Results:
         """(units,) float64; units are rows for classification."""
         if self.losses is not None:
             return self.losses.astype(np.float64)
-        chosen = self.probabilities[np.arange(len(self)), self.labels].astype(np.float64)
-        return -np.log(np.maximum(chosen, SMALLEST))
+        return self.log_losses
+
+    @cached_property
+    def log_losses(self) -> Array:
+        """(rows,) minus the logarithm of the label's share of the row's probability."""
+        table = self.probabilities.astype(np.float64)
+        sums = table.sum(1)
+        chosen = table[np.arange(len(self)), self.labels] / np.where(sums > 0, sums, 1.0)
+        return -np.log(np.clip(chosen, SMALLEST, 1 - SMALLEST))
+
+    def means(self, kind: str) -> Array | None:
+        """(units,) what the metric is the mean of; None where it is no mean."""
+        if kind in self.scores:
+            return self.scores[kind].astype(np.float64)
+        if kind == "loss":
+            return self.unit_losses
+        if not self.probabilities.shape[1]:
+            return None
+        return {"accuracy": lambda: self.correct.astype(np.float64), "log_loss": lambda: self.log_losses}.get(
+            kind, lambda: None
+        )()
+
+    def knows(self, metric: str) -> bool:
+        """Whether the metric can be computed here, without a `Score`."""
+        kind = kind_of(metric)
+        return kind in self.scores or kind == "loss" or (self.probabilities.shape[1] > 0 and is_known(metric))
 
     def same_rows(self, other: Results) -> bool:
         """Whether two results may be compared row by row."""
-        return bool(np.array_equal(self.labels, other.labels))
+        known = bool(self.rows_id and other.rows_id)
+        return (not known or self.rows_id == other.rows_id) and bool(np.array_equal(self.labels, other.labels))
 
     def take(self, rows: Array) -> Results:
         """The results on these rows alone."""
         losses = None if self.losses is None or len(self.losses) != len(self) else self.losses[rows]
-        return Results(self.labels[rows], self.probabilities[rows], losses, self.label_names)
+        scores = {name: values[rows] for name, values in self.scores.items()}
+        return Results(self.labels[rows], self.probabilities[rows], losses, self.label_names, scores)
 
 
 def kind_of(metric: str) -> str:
@@ -78,14 +107,14 @@ def kind_of(metric: str) -> str:
 
 
 def is_known(metric: str) -> bool:
-    """Whether this room has the metric's formula; others are asked of a `Score`."""
-    return kind_of(metric) in ("accuracy", "roc_auc", *LOSSES, *AVERAGED)
+    """Whether this room has the metric's formula for classes; others are asked of a `Score`."""
+    return kind_of(metric) in ("accuracy", "loss", "log_loss", "roc_auc", *AVERAGED)
 
 
 def value_of(results: Results, metric: str, average: str = "macro", score: Score | None = None) -> float:
-    """The metric on all rows. `score` computes those that `is_known` denies."""
-    if is_known(metric):
-        return float(values_of(results, metric, np.ones((1, _units(results, metric))), average)[0])
+    """The metric on all rows. `score` computes those that are not known here."""
+    if results.knows(metric):
+        return float(values_of(results, metric, np.ones((1, units_of(results, metric))), average)[0])
     return _ask(score, metric, results)
 
 
@@ -94,7 +123,7 @@ def resampled(
 ) -> Array:
     """(resamples,) the metric in each resample; weights (resamples, units) say how often each row was drawn. NaN where
     a resample does not define it."""
-    if is_known(metric):
+    if results.knows(metric):
         return values_of(results, metric, weights, average)
     drawn = [np.repeat(np.arange(len(results)), one.astype(np.int64)) for one in weights]
     return np.array([_ask(score, metric, results.take(rows)) for rows in drawn])
@@ -110,23 +139,18 @@ def _ask(score: Score | None, metric: str, results: Results) -> float:
 
 def units_of(results: Results, metric: str) -> int:
     """How many units are resampled: rows, or units of loss."""
-    return _units(results, metric)
-
-
-def _units(results: Results, metric: str) -> int:
-    return len(results.unit_losses) if kind_of(metric) in LOSSES else len(results)
+    return len(results.unit_losses) if kind_of(metric) == "loss" and "loss" not in results.scores else len(results)
 
 
 # -- many resamples at once -------------------------------------------------------------------------------------------
 
 
 def values_of(results: Results, metric: str, weights: Array, average: str) -> Array:
-    """(resamples,) as `resampled`, for the metrics that `is_known`."""
+    """(resamples,) as `resampled`, for the metrics that the results know."""
     kind = kind_of(metric)
-    if kind == "accuracy":
-        return weights @ results.correct / weights.sum(1)
-    if kind in LOSSES:
-        return weights @ results.unit_losses / weights.sum(1)
+    means = results.means(kind)
+    if means is not None:
+        return weights @ means / weights.sum(1)
     if kind == "roc_auc":
         return _areas(results, weights)
     true, said, hit = _indicators(results)
@@ -184,18 +208,19 @@ def influence(results: Results, metric: str, average: str = "macro") -> Array | 
 
     The infinitesimal jackknife (Jaeckel 1972; Efron 1982, "The Jackknife, the Bootstrap and Other Resampling Plans"),
     the limit of the bootstrap's standard error; for the area under the ROC curve it is DeLong's (DeLong, DeLong and
-    Clarke-Pearson, Biometrics 44, 1988). None for a metric that `is_known` denies.
+    Clarke-Pearson, Biometrics 44, 1988). None for a metric that the results do not know.
     """
     kind = kind_of(metric)
-    if kind == "accuracy":
-        return results.correct - results.correct.mean()
-    if kind in LOSSES:
-        return results.unit_losses - results.unit_losses.mean()
+    means = results.means(kind)
+    if means is not None:
+        return means - means.mean()
+    if not results.knows(metric):
+        return None
     if kind == "roc_auc":
         classes = results.probabilities.shape[1]
         chosen = [1] if classes == 2 else range(classes)
         return np.mean([_area_parts(results.probabilities[:, one], results.labels == one) for one in chosen], axis=0)
-    return _averaged_influence(results, kind, average) if kind in AVERAGED else None
+    return _averaged_influence(results, kind, average)
 
 
 def _area_parts(scores: Array, positive: Array) -> Array:

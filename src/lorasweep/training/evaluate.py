@@ -16,6 +16,7 @@ from lorasweep.models.stream import RowStore, Segment
 from lorasweep.tasks.base import Answers, Predictions, References, Sitting
 from lorasweep.training.ahead import compute_ahead
 from lorasweep.training.lanes import Lanes
+from lorasweep.training.sheet import Sheet
 
 if TYPE_CHECKING:
     from lorasweep.models.packed_lora import Engine
@@ -33,8 +34,8 @@ class Sheets:
 
 def evaluate(
     engine: Engine, task: Task, sheets: Sheets, slots: list[Slot], tokens_per_forward: int, lanes: Lanes
-) -> list[tuple[dict[str, float], Predictions]]:
-    """Metrics and predictions of each slot, in the slots' order."""
+) -> list[tuple[dict[str, float], Sheet]]:
+    """Metrics of each slot and what they were computed from, in the slots' order."""
     store = sheets.rows
     together: list[list[Slot]] = []
     tokens = min(tokens_per_forward, int(store.offsets[-1]))
@@ -55,11 +56,11 @@ def evaluate(
 
 def _evaluate_together(
     engine: Engine, task: Task, sheets: Sheets, slots: list[Slot], tokens_per_forward: int, lanes: Lanes
-) -> list[tuple[dict[str, float], Predictions]]:
+) -> list[tuple[dict[str, float], Sheet]]:
     results = []
     for sitting in _read_rows(engine, task, sheets.rows, slots, tokens_per_forward, lanes):
         predictions, losses = task.read(sheets.exam, sitting)
-        results.append((task.metrics(predictions, sheets.exam.references, losses), predictions))
+        results.append((task.metrics(predictions, sheets.exam.references, losses), Sheet(predictions, losses)))
     return results
 
 

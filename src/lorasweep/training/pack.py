@@ -22,7 +22,7 @@ from lorasweep.models.counts import ParameterCounts
 from lorasweep.models.dropout import stream_key
 from lorasweep.models.packed_lora import Engine
 from lorasweep.models.stream import RowStore, Segment
-from lorasweep.tasks.base import Exam, Predictions
+from lorasweep.tasks.base import Exam
 from lorasweep.training.ahead import compute_ahead
 from lorasweep.training.evaluate import Sheets, evaluate
 from lorasweep.training.events import Evaluated, Event, Failed, Finished, Stepped
@@ -30,6 +30,7 @@ from lorasweep.training.forwards import Limits, cut_forwards
 from lorasweep.training.lanes import Lanes
 from lorasweep.training.memory import describe, free_memory, is_out_of_memory
 from lorasweep.training.roster import Roster, State
+from lorasweep.training.sheet import Sheet
 from lorasweep.training.slot import Best, Slot
 from lorasweep.training.stepping import Diverged, gradient_norms, optimizer_step
 
@@ -295,7 +296,7 @@ class Pack:
             return [self._fail(slot, "out_of_memory", self._memory_message(slot, longest))]
         return [self._fail(slot, "exception", f"evaluation at step {slot.step}: {trouble}")]
 
-    def _judge(self, slot: Slot, metrics: dict[str, float], predictions: Predictions) -> list[Event]:
+    def _judge(self, slot: Slot, metrics: dict[str, float], sheet: Sheet) -> list[Event]:
         """What an evaluation means for a trial: a new best, its end, or a failure."""
         value = metrics.get(self.objective.metric)
         if value is None or not math.isfinite(value):
@@ -303,10 +304,10 @@ class Pack:
             return [self._fail(slot, "objective", f"the objective {self.objective.metric} {said} at step {slot.step}")]
         is_best = slot.best is None or self._better(value, slot.best.value)
         if is_best:
-            slot.best = Best(slot.step, value, dict(metrics), self.engine.save(slot.index))
+            slot.best = Best(slot.step, value, dict(metrics), self.engine.save(slot.index), sheet)
         slot.evaluations_without_best = 0 if is_best else slot.evaluations_without_best + 1
         events: list[Event] = [
-            Evaluated(slot.number, slot.step, slot.samples, metrics, predictions, is_best, slot.rung)
+            Evaluated(slot.number, slot.step, slot.samples, metrics, sheet.predictions, is_best, slot.rung)
         ]
         patience = slot.config.train.early_stopping_evals
         if slot.step == slot.max_steps:

@@ -217,6 +217,7 @@ class Roster:
         tensors = {f"now.{name}": tensor for name, tensor in self.engine.state(slot.index, slot.micro > 0).items()}
         if slot.best is not None:
             tensors |= {f"best.{name}": tensor for name, tensor in slot.best.values.items()}
+            tensors |= {} if slot.best.sheet is None else slot.best.sheet.tensors()
         if device is not None:
             tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
         return tensors, slot.fields()
@@ -241,4 +242,4 @@ class Roster:
             return {k.removeprefix(prefix): v.to(device, copy=True) for k, v in tensors.items() if k.startswith(prefix)}
 
         self.engine.load_state(slot.index, part("now."))
-        slot.load_fields(fields, part("best."))
+        slot.load_fields(fields, part("best."), tensors)

@@ -15,6 +15,7 @@ import torch
 from lorasweep.config.schema import Config
 from lorasweep.models.packed_lora import slot_generator
 from lorasweep.training.schedule import learning_rate, samples_per_step, total_steps
+from lorasweep.training.sheet import Sheet
 
 
 class DataOrder:
@@ -42,12 +43,19 @@ class DataOrder:
 
 @dataclass
 class Best:
-    """The kept checkpoint: the trial's values at its best evaluation."""
+    """The kept checkpoint: the trial's values at its best evaluation, and what they answered there."""
 
     step: int
     value: float
     metrics: dict[str, float]
     values: dict[str, torch.Tensor]
+    sheet: Sheet | None = None
+
+    def fields(self) -> dict[str, Any]:
+        """All but tensors, as JSON types."""
+        texts = None if self.sheet is None else self.sheet.texts
+        plain = {"step": self.step, "value": self.value, "metrics": dict(self.metrics)}
+        return plain if texts is None else {**plain, "texts": texts}
 
 
 @dataclass
@@ -141,11 +149,13 @@ class Slot:
             "last_loss": self.last_loss,
             "seconds": self.seconds,
             "scaler": None if self.scaler is None else self.scaler.state_dict(),
-            "best": None if best is None else {"step": best.step, "value": best.value, "metrics": dict(best.metrics)},
+            "best": None if best is None else best.fields(),
         }
 
-    def load_fields(self, fields: dict[str, Any], best_values: dict[str, torch.Tensor]) -> None:
-        """The inverse of `fields`."""
+    def load_fields(
+        self, fields: dict[str, Any], best_values: dict[str, torch.Tensor], answers: dict[str, torch.Tensor]
+    ) -> None:
+        """The inverse of `fields`; `answers` are the tensors of the best's sheet."""
         self.step, self.micro, self.losses = fields["step"], fields["micro"], list(fields["losses"])
         self.order.cursor = fields["cursor"]
         self.evaluations_without_best = fields["evaluations_without_best"]
@@ -154,4 +164,6 @@ class Slot:
         if self.scaler is not None:
             self.scaler.load_state_dict(fields["scaler"])
         if fields["best"] is not None:
-            self.best = Best(**fields["best"], values=best_values)
+            best = dict(fields["best"])
+            sheet = Sheet.load(answers, best.pop("texts", None))
+            self.best = Best(**best, values=best_values, sheet=sheet)
