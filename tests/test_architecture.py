@@ -14,6 +14,7 @@ LAYERS = [
     ("cli",),
     ("planning", "promotion", "ui", "doctor", "control"),
     ("sweep",),
+    ("closing",),
     ("report", "forking", "prechecks"),
     ("leaderboard", "registry", "live"),
     ("launchers",),

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import resource
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +13,7 @@ import torch
 from lorasweep import failpoints
 from lorasweep.checkpoint import Checkpoints, full_disk_in
 from lorasweep.errors import DiskFull, StorageError, UsageError
+from smalldisk import small_disk
 
 TENSORS = {
     "0.now.values": torch.arange(300, dtype=torch.float32) / 7,
@@ -115,27 +114,23 @@ def test_a_kill_inside_a_write_leaves_the_last_whole_one(tmp_path: Path, failpoi
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
+def full_at_256k(tmp_path: Path) -> Iterator[Path]:
     """A folder on a file system of 256 KiB; one whose files are limited to that where mounting is not allowed."""
     folder = tmp_path / "small"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)]
-    if os.geteuid() == 0 and subprocess.run(mount, capture_output=True, check=False).returncode == 0:
+    with small_disk(folder, "256k") as mounted:
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        if not mounted:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (256 << 10, before[1]))
         yield folder
-        subprocess.run(["umount", "-l", str(folder)], check=True)
-        return
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (256 << 10, before[1]))
-    yield folder
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_full_disk_leaves_what_was_there_and_no_half_file(small_disk: Path) -> None:
-    checkpoints = Checkpoints(small_disk / "0")
+def test_a_full_disk_leaves_what_was_there_and_no_half_file(full_at_256k: Path) -> None:
+    checkpoints = Checkpoints(full_at_256k / "0")
     checkpoints.save({"step": 1}, {"a": torch.ones(1000)})
     with pytest.raises(DiskFull, match=r"takes no more .*free, 0\.4 MiB were to be written"):
         checkpoints.save({"step": 2}, {"a": torch.ones(100_000)})
-    assert [path.suffix for path in files(small_disk / "0")] == [".safetensors"]
+    assert [path.suffix for path in files(full_at_256k / "0")] == [".safetensors"]
     found = checkpoints.load()
     assert found is not None and found.state == {"step": 1}
 

@@ -5,11 +5,9 @@ The short version runs with the other tests; `make torture` runs the long one. A
 
 from __future__ import annotations
 
-import os
 import random
 import signal
 import sqlite3
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
@@ -18,9 +16,11 @@ from pathlib import Path
 
 import pytest
 
+from lorasweep.checkpoint import Checkpoints
 from lorasweep.failpoints import NAMES, VARIABLE
 from lorasweep.spool import is_settled
-from torturekit import MINI, Command, Left, Nursery, check_agreement, check_same, home_with, left_by
+from smalldisk import small_disk
+from torturekit import MINI, OWN, Command, Left, Nursery, check_agreement, check_same, home_with, left_by
 
 TRIALS = 7
 ALONE = MINI.replace("slots: 3", "slots: 1")
@@ -108,6 +108,19 @@ def test_a_sweep_killed_at_the_worst_places_ends_like_one_that_was_not(
 
 
 @pytest.mark.slow
+def test_a_kill_after_the_last_trial_leaves_the_sweeps_own_end_to_the_next_start(
+    nursery: Nursery, whole: Whole, tmp_path: Path
+) -> None:
+    home, killed = home_with(tmp_path / "home"), []
+    for failpoint in ("trials-told:1", "sweep-ended:1"):
+        kill_at(nursery, home, failpoint, killed)
+        left = left_by(home)
+        assert {trial["state"] for trial in left.trials.values()} == {"complete"} and not left.report
+        assert left.runs[OWN][0]["status"] == ("RUNNING" if failpoint == "trials-told:1" else "FINISHED")
+    finish(nursery, home, whole, killed)
+
+
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_passed_over_and_the_end_is_the_same(
     nursery: Nursery, whole: Whole, tmp_path: Path
 ) -> None:
@@ -152,16 +165,35 @@ def test_ctrl_c_and_sigterm_save_everything_and_leave_with_130(
     finish(nursery, home, whole, [])
 
 
+@pytest.mark.slow
+def test_a_second_ctrl_c_stops_inside_the_save_and_the_checkpoint_before_it_is_whole(
+    nursery: Nursery, tmp_path: Path
+) -> None:
+    long = MINI.replace("trials: 7", "trials: 3").replace("range(5, 17, 4)", "range(100, 108, 4)")
+    home = home_with(tmp_path / "home", long.replace("checkpoint_every_seconds: 0.2", "checkpoint_every_seconds: 1000"))
+    saved = home / "mlruns/lorasweep/sweeps/mini/checkpoints/0"
+    command = nursery.start(home, "sweep", "mini", **{VARIABLE: "checkpoint-half:2:300"})
+    wait_for(lambda: trains(home), command)  # what is saved before that is the start of all three trials
+    command.send(signal.SIGINT)
+    wait_for((saved / "new.part").exists, command)
+    time.sleep(0.2)  # into the middle of it
+    command.send(signal.SIGINT)
+    assert command.wait(30) == 130, command.output
+    assert "stopped at once" in command.output and "Traceback" not in command.output
+    assert [path.name[:6] for path in saved.iterdir()] == ["000001"]  # no half file
+    found = Checkpoints(saved).load()
+    assert found is not None and found.notes == [] and found.state["last_asked"] == 2
+    nursery.run(home, "resume", "mini")
+    check_agreement(left_by(home), 3)
+
+
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
+def disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 40 MiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=40m", "tmpfs", str(folder)]
-    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode != 0:
-        pytest.skip("needs to mount a file system; tests/test_checkpoint.py fills one without")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)  # a command that fails may live on for a while
+    with small_disk(tmp_path / "disk", "40m") as mounted:
+        if not mounted:
+            pytest.skip("needs to mount a file system; tests/test_checkpoint.py fills one without")
+        yield tmp_path / "disk"
 
 
 def wait_for(condition: Callable[[], bool], command: Command) -> None:
@@ -172,18 +204,18 @@ def wait_for(condition: Callable[[], bool], command: Command) -> None:
 
 
 @pytest.mark.slow
-def test_a_full_disk_pauses_the_sweep_and_leaves_no_half_file(nursery: Nursery, whole: Whole, small_disk: Path) -> None:
-    home = home_with(small_disk / "home")
+def test_a_full_disk_pauses_the_sweep_and_leaves_no_half_file(nursery: Nursery, whole: Whole, disk: Path) -> None:
+    home = home_with(disk / "home")
     command = nursery.start(home, "sweep", "mini")
     wait_for(lambda: trains(home), command)
-    with (small_disk / "filler").open("wb", buffering=0) as filler, suppress(OSError):
+    with (disk / "filler").open("wb", buffering=0) as filler, suppress(OSError):
         while True:
             filler.write(b"x" * 4096)
     assert command.wait() == 1, command.output
     assert "sweep mini is paused" in command.output and "Make room" in command.output
     assert "`lorasweep resume mini`" in command.output and "Traceback" not in command.output
     assert not list(home.glob("mlruns/lorasweep/sweeps/mini/checkpoints/*/*.part"))
-    (small_disk / "filler").unlink()
+    (disk / "filler").unlink()
     finish(nursery, home, whole, ["full disk"])
 
 
@@ -237,14 +269,31 @@ def test_two_workers_of_which_one_is_killed(nursery: Nursery, tmp_path: Path) ->
     first.send(signal.SIGKILL)
     assert first.wait() == -signal.SIGKILL
     assert second.wait() == 0, second.output
-    nursery.run(home, "resume", "mini")  # what the second ended too early to find dead, the next start takes over
     left = left_by(home)
     check_agreement(left, 9)  # those of the dead one too
     assert {trial["state"] for trial in left.trials.values()} == {"complete"}
-    with closing(sqlite3.connect(home / "mlflow.db")) as database:
-        own = "select status from runs join tags using (run_uuid) where key = 'lorasweep.kind' and value = 'sweep'"
-        assert database.execute(own).fetchall() == [("FINISHED",)]
     assert "All is done" in nursery.run(home, "resume", "mini")
+    assert left_by(home) == left
+
+
+@pytest.mark.slow
+def test_a_worker_with_nothing_to_start_takes_over_what_one_that_dies_later_leaves(
+    nursery: Nursery, tmp_path: Path
+) -> None:
+    home = home_with(tmp_path / "home", MANY.replace("trials: 9", "trials: 3"))
+    first = nursery.start(home, "sweep", "mini", **{VARIABLE: "metrics-spooled:1:100"})  # halts with trials 0 and 1
+    wait_for(lambda: '"eval/loss"' in spooled(home), first)
+    second = nursery.start(home, "sweep", "mini", "--join")
+    wait_for(lambda: "nothing is left to start here" in second.output, second)
+    assert f"trials 0, 1 train in process {first.pid}" in second.output.replace("\n", " ")
+    assert [trial["state"] for trial in left_by(home).trials.values()] == ["running", "running", "complete"]
+    first.send(signal.SIGKILL)
+    assert second.wait() == 0, second.output
+    said = second.output.replace("\n", " ")
+    assert all(f"trial {number} was left by its worker; it goes on here from step" in said for number in (0, 1))
+    left = left_by(home)
+    check_agreement(left, 3)
+    assert {trial["state"] for trial in left.trials.values()} == {"complete"}
 
 
 @pytest.mark.slow

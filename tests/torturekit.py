@@ -43,6 +43,7 @@ LIBRARIES = (  # what a sweep imports by and by
     "lorasweep.metrics.classification", "lorasweep.models.peft_format", "lorasweep.search.samplers", "peft",
     "mlflow.store.tracking.sqlalchemy_store", "transformers.models.bert.modeling_bert", "plotly.io",
 )  # fmt: skip
+OWN = -1  # in place of a trial's number
 CLOCK_METRICS = {"train/samples_per_second"}  # what the wall says; no promise is made of it
 
 
@@ -91,6 +92,7 @@ class Nursery:
     def start(self, home: Path, *words: str, **env: str) -> Command:
         self.count += 1
         log = self.folder / f"{self.count:03d}.log"
+        log.touch()
         order = {"words": words, "log": str(log), "env": {"LORASWEEP_HOME": str(home), **env}, "cwd": str(home)}
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps(order) + "\n")
@@ -145,11 +147,12 @@ def home_with(folder: Path, sweep: str = MINI) -> Path:
 @dataclass
 class Left:
     """`trials`: number -> what the study says; `runs`: number -> MLflow's runs of it; `metrics`: number -> key ->
-    [(step, value)] in the order of their reports, as the database has them."""
+    [(step, value)] in the order of their reports, as the database has them. OWN stands for the sweep's own run."""
 
     trials: dict[int, dict[str, Any]]
     runs: dict[int, list[dict[str, Any]]]
     metrics: dict[int, dict[str, list[tuple[int, float]]]]
+    report: bool
 
 
 def left_by(home: Path, sweep: str = "mini") -> Left:
@@ -170,8 +173,8 @@ def left_by(home: Path, sweep: str = "mini") -> Left:
         for run_id, key, value in database.execute("select run_uuid, key, value from tags"):
             tags.setdefault(run_id, {})[key] = value
         for run_id, status in database.execute("select run_uuid, status from runs"):
-            if tags[run_id].get("lorasweep.kind") == "trial" and tags[run_id]["lorasweep.sweep"] == sweep:
-                number = int(tags[run_id]["lorasweep.trial"])
+            if tags.get(run_id, {}).get("lorasweep.sweep") == sweep:
+                number = int(tags[run_id].get("lorasweep.trial", OWN))
                 run = {"id": run_id, "status": status, "state": tags[run_id]["lorasweep.state"]}
                 runs.setdefault(number, []).append(run)
                 rows = database.execute(
@@ -180,19 +183,27 @@ def left_by(home: Path, sweep: str = "mini") -> Left:
                 for key, step, value in rows:
                     if key not in CLOCK_METRICS:
                         metrics.setdefault(number, {}).setdefault(key, []).append((step, value))
-    return Left(trials, runs, metrics)
+    report = (home / "mlruns" / "lorasweep" / "sweeps" / sweep / "report.html").is_file()
+    return Left(trials, runs, metrics, report)
 
 
 def check_agreement(left: Left, trials: int) -> None:
-    """One Optuna trial, one run, one end in both, for each trial of the budget; no metric step twice."""
-    assert sorted(left.trials) == list(range(trials))
+    """One Optuna trial, one run, one end in both, for each trial of the budget; no metric step twice; the sweep's own
+    run has ended with all of them."""
+    assert sorted(left.trials) == list(range(trials)) == sorted(left.runs.keys() - {OWN})
+    assert [(run["status"], run["state"]) for run in left.runs[OWN]] == [("FINISHED", "complete")] and left.report
+    assert left.metrics[OWN]["sweep/trials_complete"][-1] == (
+        trials,
+        sum(trial["state"] == "complete" for trial in left.trials.values()),
+    )
     statuses = {"complete": "FINISHED", "pruned": "FINISHED", "failed": "FAILED"}
     for number, trial in left.trials.items():
         assert len(left.runs[number]) == 1, f"trial {number} has runs {left.runs[number]}"
         (run,) = left.runs[number]
         assert run["id"] == trial["run_id"]
         assert (run["status"], run["state"]) == (statuses[trial["state"]], trial["state"]), number
-        for key, points in left.metrics[number].items():
+    for number, series in left.metrics.items():
+        for key, points in series.items():
             steps = [step for step, _ in points]
             assert len(steps) == len(set(steps)), f"trial {number}: {key} has a step twice: {points}"
 

@@ -60,7 +60,16 @@ class Queue:
             self.leases.claim(asked.number)
         return Candidate(asked)
 
+    def elsewhere(self) -> list[int]:
+        """Trials that other workers train now: they come here should their workers die."""
+        return [] if self.only is not None or self.post.alone else self.leases.elsewhere()
+
     @property
     def candidates(self) -> list[Candidate]:
         """All of them, in order."""
-        return [*(candidate for candidate, _ in self.waiting), *self._returning]
+        return [*(candidate for candidate, _ in list(self.waiting)), *list(self._returning)]
+
+    @property
+    def numbers(self) -> list[int]:
+        """Those that have not ended, which others must leave to this worker. Any thread may ask."""
+        return [candidate.asked.number for candidate in self.candidates if candidate.ended is None]

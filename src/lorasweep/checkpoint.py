@@ -73,9 +73,9 @@ class Checkpoints:
             failpoints.reach("checkpoint-unnamed")
             part.replace(self.folder / f"{count:06d}-{_digest(raw)}.safetensors")
             sync_folder(self.folder)
-        except OSError as error:
+        except BaseException as error:  # a second Ctrl-C too
             part.unlink(missing_ok=True)
-            if error.errno in FULL:
+            if isinstance(error, OSError) and error.errno in FULL:
                 raise disk_full(self.folder, len(raw), error) from error
             raise
         failpoints.reach("checkpoint-whole")

@@ -26,6 +26,8 @@ NAMES = {
     "end-spooled": "the trial's end is in the spool, MLflow still has its run as running",
     "run-ended": "the run has ended in MLflow, the study still has the trial as running",
     "told": "study and MLflow have a trial's end, the checkpoint still has the trial in its slot",
+    "trials-told": "every trial has ended, the sweep's own run has not",
+    "sweep-ended": "the sweep's own run has ended in MLflow, its report is not there",
     "checkpoint-half": "half of a checkpoint is written",
     "checkpoint-unnamed": "a checkpoint is whole, but still under its temporary name",
     "checkpoint-whole": "a checkpoint has its name, the one before the previous is still there",

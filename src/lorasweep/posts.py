@@ -51,6 +51,10 @@ class Post:
                         found[path.stem] = Post(self.folder, path.stem)
         return found
 
+    def others(self) -> list[str]:
+        """Ids of the other processes that work on the sweep now."""
+        return [_holder(path) for path in _lock_files(self.folder) if path.stem != self.name and _is_held(path)]
+
     @property
     def alone(self) -> bool:
         """Whether no other post was ever held."""

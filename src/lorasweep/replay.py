@@ -40,11 +40,13 @@ class SavedTrial:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A trial on its way into a slot: from its start, or as it was `saved`; with `ended` as a ghost."""
+    """A trial on its way into a slot: from its start, or as it was `saved`; with `ended` as a ghost. `taken_over`: it
+    was another worker's."""
 
     asked: Asked
     saved: SavedTrial | None = None
     ended: TrialRecord | None = None
+    taken_over: bool = False
 
 
 @dataclass(frozen=True)
@@ -151,7 +153,7 @@ def take_over(study: SweepStudy, leases: Leases, post: Post) -> Candidate | None
         left_at = leases.posts()[asked.number]
         leases.claim(asked.number)
     left = None if left_at is None else Post(post.folder, left_at).checkpoints.load()
-    return Candidate(asked, saved_in(left, asked.number))
+    return Candidate(asked, saved_in(left, asked.number), taken_over=True)
 
 
 def _shape_packs(study: SweepStudy, workbench: Workbench, packs: list[dict[str, Any]]) -> None:

@@ -135,7 +135,7 @@ class Reporting:
 
     def _end(self, record: TrialRecord, artifacts: dict[str, Path], answered: Results | None = None) -> None:
         if not self.post.alone and not self.leases.holds(record.trial):
-            self._let_go(record.trial)
+            self.let_go(record.trial)
             return
         if answered is not None:
             results.write(results.folder_of(self.study.files), record.trial, answered)
@@ -199,9 +199,10 @@ class Reporting:
         """Where this process was silent for long, others may have taken its trials over: what it still has of them is
         worth nothing."""
         for number in self.leases.lost(self.slots.ours):
-            self._let_go(number)
+            self.let_go(number)
 
-    def _let_go(self, number: int) -> None:
+    def let_go(self, number: int) -> None:
+        """Forget a trial that another worker has claimed."""
         self.tracker.let_go(number)
         self.slots.release(number)
         self.progress.note(f"trial {number} was taken over by another worker")

@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from lorasweep import forking, leaderboard, live, posts, report
+from lorasweep import closing, forking, leaderboard, live, posts
 from lorasweep.config import compose
 from lorasweep.config.home import Folders, Home
 from lorasweep.config.schema import GROUPS, TRIAL_GROUPS, Config
@@ -102,7 +102,7 @@ def resume(name: str, overrides: list[str], quiet: bool = False, join: bool = Fa
             waiting = study.interrupted()
             workbench = Workbench(folders, study.config.sweep.objective, 1)
             if not waiting:
-                settle(folders, study.name)
+                closing.close_what_is_open(study, post)
                 return _outcome(study, 1, 0.0, nothing_to_do=True)
             return _train(study, waiting, overrides, workbench, home, post, quiet)
     merged = [*study.overrides, *overrides]
@@ -130,7 +130,7 @@ def _run(name: str, config: Config, overrides: list[str], home: Home, quiet: boo
                 workbench.set_slots(study.slots)
             if not study.interrupted() and study.budget_spent():
                 post.checkpoints.clear()  # a kill may have come before its worker could
-                settle(folders, study.name)
+                closing.close_what_is_open(study, post)
                 return _outcome(study, workbench.slots, 0.0, nothing_to_do=True)
         first = {**space.probe_points()[0], **(config.sweep.enqueue or [{}])[0]}
         progress, tally = stack.enter_context(_view(config, quiet))
@@ -199,13 +199,6 @@ def _train(
     return outcome
 
 
-def settle(folders: Folders, name: str) -> None:
-    """Pass on what waits for MLflow, where something does."""
-    from lorasweep import tracking_readers
-
-    tracking_readers.settle(folders, name)
-
-
 def _group_of(override: str) -> str:
     return override.lstrip("+~").partition("=")[0].partition(".")[0]
 
@@ -235,25 +228,12 @@ def _launch(
         if only is None and study.counts()["running"]:
             progress.note("other processes train on; the last one writes the summary and the report")
         else:
-            tracker.close_sweep(_summary(study))
-            report.attach(study, workbench.folders)
-    except BaseException:
+            closing.close(study, tracker, post)
+    except Exception:  # not where Ctrl-C came twice: that stops at once, and what waits in the spool is kept there
         with suppress(LorasweepError, OSError):  # what happened first is what is told
             tracker.close()
         raise
     tracker.close()
-
-
-def _summary(study: SweepStudy) -> dict[str, Any]:
-    board = leaderboard.Leaderboard.of(study)
-    return {
-        "counts": study.counts(),
-        "best": board.best,
-        "seconds": study.seconds(),
-        "samples": study.samples_seen(),
-        "stopped": study.stop_reason(),
-        "seeded_from": study.seeded_from,
-    }
 
 
 def _outcome(study: SweepStudy, slots: int, wall_seconds: float, nothing_to_do: bool = False) -> Outcome:

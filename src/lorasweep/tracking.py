@@ -138,11 +138,11 @@ class Tracker:
         with readable_errors(f"close sweep {self.sweep}"):
             run = self.client.get_run(self.sweep_run_id)
             write_text(artifact_folder(run) / "summary.json", redact(json.dumps(summary, indent=2, default=str)))
-            point = Point({key: float(value) for key, value in numbers.items()}, ended, now_ms(), 0)
+            there = run.data.metrics  # also where a kill came before the run's end
+            fresh = {key: float(value) for key, value in numbers.items() if there.get(key) != value}
             tags = {"lorasweep.state": "complete", "lorasweep.best_trial": str(best.get("trial", "none"))}
-            self.client.log_batch(
-                self.sweep_run_id, metrics=metric_entities([point]), tags=tag_entities(tags), synchronous=True
-            )
+            metrics = metric_entities([Point(fresh, ended, now_ms(), 0)])
+            self.client.log_batch(self.sweep_run_id, metrics=metrics, tags=tag_entities(tags), synchronous=True)
             self.client.set_terminated(self.sweep_run_id, FINISHED)
 
     def close(self) -> None:

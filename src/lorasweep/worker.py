@@ -77,6 +77,7 @@ class Worker:
         self._saved_at = self._clock = self._looked_at = time.monotonic()
         self._no_run_since: float | None = None
         self._fill_again_at = 0.0  # time.monotonic()
+        self._stands_by = False  # a person knows that this worker waits for others
 
     def run(self) -> None:
         """Train until nothing is left to ask for.
@@ -89,7 +90,7 @@ class Worker:
         """
         with (
             pausing_on_full_disk(self.study.name, self.checkpoints.folder),
-            self.leases.beating(lambda: self.slots.ours),
+            self.leases.beating(lambda: [*self.slots.ours, *self.queue.numbers]),
         ):
             self._loop()
 
@@ -97,16 +98,10 @@ class Worker:
         self._recover()
         while True:
             self._fill()
-            if not self.slots and self.queue.waiting:  # for MLflow
-                if self.stop.wait(RETRY_SECONDS):
-                    self._save_and_leave()
-                continue
             if not self.slots:
-                self._add_seconds()
-                self.checkpoints.clear()
-                if self.workbench.prefixes is not None and self.workbench.prefixes.summary():
-                    self.progress.note(self.workbench.prefixes.summary())
-                return
+                if not self._waits():
+                    return
+                continue
             self._save_where_due()
             for pack in self.workbench.active_packs:
                 for event in pack.advance():
@@ -118,6 +113,30 @@ class Worker:
             self._obey()
             if self.stop.is_set():
                 self._save_and_leave()
+
+    def _waits(self) -> bool:
+        """With all slots empty: wait a moment for MLflow or for other workers; False where nothing is left."""
+        others = [] if self.queue.waiting else self.queue.elsewhere()
+        if not self.queue.waiting and not others:
+            self._add_seconds()
+            self.checkpoints.clear()
+            if self.workbench.prefixes is not None and self.workbench.prefixes.summary():
+                self.progress.note(self.workbench.prefixes.summary())
+            return False
+        if others and not self._stands_by:
+            self._stands_by = True
+            process = ", ".join(self.post.others()) or "?"
+            self.progress.note(
+                f"nothing is left to start here; {numbered(others)} train in process {process}. Waiting for its end, "
+                "to take them over should it die"
+            )
+        self.stop.wait(RETRY_SECONDS if self.queue.waiting else LOOK_SECONDS)
+        if others:
+            self._clock = time.monotonic()  # time spent for nothing is none of the sweep's
+        self._obey()
+        if self.stop.is_set():
+            self._save_and_leave()
+        return True
 
     # -- checkpoints ------------------------------------------------------------------------------------------------
 
@@ -136,13 +155,16 @@ class Worker:
     # -- admission ------------------------------------------------------------------------------------------------
 
     def _fill(self) -> None:
-        while len(self.slots) < self.workbench.slots and time.monotonic() >= self._fill_again_at:
+        while len(self.slots) < self.workbench.slots and (not self.slots or time.monotonic() >= self._fill_again_at):
             self._stop_where_all_fail()
             if self.queue.waiting:
                 candidate, config = self.queue.waiting[0]
                 if not self.workbench.pack(config).free:
                     return
                 self.queue.waiting.popleft()
+                if self.leases.lost([candidate.asked.number]):  # waited here while this process was silent
+                    self.reporting.let_go(candidate.asked.number)
+                    continue
             else:
                 self._add_seconds()
                 found = self.queue.next(self.slots.uncounted_samples)
@@ -150,6 +172,11 @@ class Worker:
                     self._fill_again_at = time.monotonic() + LOOK_SECONDS
                     return
                 candidate, self.slots.changed = found, True
+                if candidate.taken_over:
+                    step = candidate.saved.fields["step"] if candidate.saved is not None else 0
+                    self.progress.note(
+                        f"trial {candidate.asked.number} was left by its worker; it goes on here from step {step}"
+                    )
                 try:
                     config = self.compose(candidate.asked.params)
                     if not self.workbench.pack(config).free:
@@ -162,6 +189,7 @@ class Worker:
                 self._admit(candidate, config)
             except NoRun as error:
                 self._postpone(candidate, config, error)
+                return
 
     def _postpone(self, candidate: Candidate, config: Config, error: NoRun) -> None:
         """A trial whose run MLflow cannot make now waits; those in their slots go on, their metrics in the spool."""
@@ -265,9 +293,13 @@ class Worker:
 
     def _save_and_leave(self) -> None:
         self._save_everything()
-        trials = ", ".join(str(number) for number in sorted(self.slots.ours))
         how = "is paused" if self.paused else "was interrupted"
         raise Interrupted(
-            f"sweep {self.study.name} {how} and saved; trials {trials or 'to come'} go on with "
+            f"sweep {self.study.name} {how} and saved; {numbered(self.slots.ours)} go on with "
             f"`lorasweep resume {self.study.name}`"
         )
+
+
+def numbered(trials: list[int]) -> str:
+    """`trials 0, 3` as people read it; `trials to come` for none."""
+    return f"trials {', '.join(str(number) for number in sorted(trials)) or 'to come'}"

@@ -118,3 +118,14 @@ def test_asking_warns_of_nothing(study: SweepStudy, recwarn: pytest.WarningsReco
     Leases.of(study, "0").orphans([])
     asked(study, 1)
     assert not [warning for warning in recwarn if "eartbeat" in str(warning.message)]
+
+
+def test_a_lost_trial_may_come_back(study: SweepStudy) -> None:
+    asked(study, 1)
+    one, other = Leases.of(study, "0"), Leases.of(study, "1")
+    one.claim(0)
+    other.claim(0)
+    one.renew([0])
+    assert one.lost([0]) == [0] and one.elsewhere() == [0]
+    one.claim(0)  # the other one died too
+    assert one.lost([0]) == [] and one.elsewhere() == [] and other.elsewhere() == [0]

@@ -51,6 +51,7 @@ class Leases:
             StorageError: the trial has ended.
         """
         self.stored.set(number, POST, self.post)
+        self._lost.discard(number)  # it may come back from one that took it over and died
         self.beat([number])
 
     def posts(self) -> dict[int, str | None]:
@@ -72,6 +73,11 @@ class Leases:
                 if post != self.post and (post in gone or frozen._trial_id in silent):
                     found.append(frozen.number)
         return found
+
+    def elsewhere(self) -> list[int]:
+        """Running trials of other posts, whoever gives signs of life."""
+        running = (frozen for frozen in self.stored.trials() if frozen.state == TrialState.RUNNING)
+        return [frozen.number for frozen in running if read(frozen, POST) != self.post]
 
     def _silent(self) -> set[int]:
         """Ids of running trials whose last heartbeat is older than the grace period, by the database's clock."""

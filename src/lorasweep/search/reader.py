@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 NEEDED_FOR_IMPORTANCES = 8  # complete trials below which a variance decomposition says nothing
 
 # Attributes of the study and of its trials; each holds one JSON text, so that it is written whole or not at all.
-ABOUT, SECONDS, SLOTS = "lorasweep", "lorasweep.seconds", "lorasweep.slots"
+ABOUT, SECONDS, SLOTS, CLOSED = "lorasweep", "lorasweep.seconds", "lorasweep.slots", "lorasweep.closed"
 PARAMS, RUN_ID, RECORD = "params", "run_id", "record"
 
 
@@ -159,6 +159,19 @@ class StudyReader:
     def keep_slots(self, slots: int) -> None:
         """Note how many slots it runs with."""
         self._stored.set_attribute(SLOTS, slots)
+
+    @property
+    def closed(self) -> bool:
+        """Whether summary and report are stored and no trial has ended since."""
+        noted = self._stored.attributes().get(CLOSED)
+        return noted is not None and int(noted) == self._ended_count()
+
+    def note_closed(self) -> None:
+        """Summary and report are stored, with every trial that has ended by now."""
+        self._stored.set_attribute(CLOSED, self._ended_count())
+
+    def _ended_count(self) -> int:
+        return sum(frozen.state.is_finished() for frozen in self._stored.trials())
 
     def importances(self) -> dict[str, float]:
         """Share of the objective's variance that each key explains (fANOVA); empty where too little is known."""
