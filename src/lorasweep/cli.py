@@ -21,7 +21,7 @@ from types import FrameType
 from typing import Any
 
 from lorasweep import __version__
-from lorasweep.errors import LorasweepError
+from lorasweep.errors import LorasweepError, UsageError
 
 OVERRIDE = re.compile(r"^[~+]{0,2}[A-Za-z_][\w./@-]*=")
 ENVIRONMENT = {  # a user's own setting wins
@@ -70,9 +70,10 @@ def _leave(number: int, frame: FrameType | None) -> None:
 def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """Split overrides from options. In `predict`, texts may hold `=`: only tracking.* counts as an override there."""
     pattern = re.compile(r"^tracking\.\w+=") if words[:1] == ["predict"] else OVERRIDE
-    overrides = [word for word in words if pattern.match(word)]
-    arguments = build_parser().parse_args([word for word in words if not pattern.match(word)])
-    return arguments, overrides
+    values = {place + 1 for place, word in enumerate(words) if word in ("--where", "--sort")}  # state=failed, say
+    overrides = [word for place, word in enumerate(words) if pattern.match(word) and place not in values]
+    options = [word for place, word in enumerate(words) if not pattern.match(word) or place in values]
+    return build_parser().parse_args(options), overrides
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -104,6 +105,11 @@ def build_parser() -> argparse.ArgumentParser:
     board = command("leaderboard", _leaderboard, "the ranked trials of a sweep")
     board.add_argument("name")
     board.add_argument("--top", type=_count, metavar="K", help="only the first K rows")
+    board.add_argument("--sort", metavar="KEY", help="by another column, KEY or KEY:desc, such as train_seconds")
+    board.add_argument(
+        "--where", action="append", default=[], metavar="EXPR", help="only these rows, such as adapter.r>=8,tied=true"
+    )
+    board.add_argument("--csv", action="store_true", help="comma-separated values on standard output")
     report = command("report", _report, "write a self-contained HTML page about a sweep")
     report.add_argument("name")
     report.add_argument("--out", type=Path, metavar="FILE", help="where to write it; default: in mlruns/lorasweep/")
@@ -197,9 +203,13 @@ def _plan(arguments: argparse.Namespace, overrides: list[str]) -> int:
 def _leaderboard(arguments: argparse.Namespace, overrides: list[str]) -> int:
     from lorasweep import leaderboard
 
-    board = leaderboard.load(arguments.name, overrides)
+    if arguments.json and arguments.csv:
+        raise UsageError("--json and --csv both write standard output; leave one of them out")
+    board = leaderboard.load(arguments.name, overrides, arguments.where, arguments.sort)
     if arguments.json:
         _print_json(board.to_json(top=arguments.top))
+    elif arguments.csv:
+        leaderboard.write_csv(board, sys.stdout, top=arguments.top)
     else:
         leaderboard.show(board, top=arguments.top)
     return 0

@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import sqlite3
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from lorasweep.config.home import Folders
@@ -81,6 +82,15 @@ def readable_errors(folders: Folders) -> Iterator[None]:
         ) from error
 
 
+@dataclass(frozen=True)
+class StoredTrial:
+    """A trial as the database has it: its number, Optuna's name of its state, and attributes by key."""
+
+    number: int
+    state: str
+    attributes: dict[str, Any] = field(default_factory=dict)
+
+
 class StoredStudy:
     """One study's trials and attributes in the database. An attribute holds one JSON text, so that it is written whole
     or not at all. Every method raises StorageError where the database cannot be read or written."""
@@ -111,6 +121,27 @@ class StoredStudy:
             trials = self.study.get_trials(deepcopy=False)
         self._ids.update((frozen.number, frozen._trial_id) for frozen in trials)
         return trials
+
+    def rows(self, ended: str, running: Sequence[str]) -> list[StoredTrial]:
+        """All trials by number, with the attribute `ended` of each and those in `running` of those that have not: two
+        queries however many trials there are, where Optuna builds each trial with all that it ever reported. Trials
+        come first: what ended by then has its record."""
+        from sqlalchemy import bindparam, text
+
+        trials = text("select trial_id, number, state from trials where study_id = :study order by number")
+        attributes = text(
+            "select a.trial_id, a.key, a.value_json from trial_user_attributes a join trials t"
+            " on t.trial_id = a.trial_id where t.study_id = :study"
+            " and (a.key = :ended or (a.key in :keys and t.state in ('RUNNING', 'WAITING')))"
+        ).bindparams(bindparam("keys", expanding=True))
+        study = {"study": self.study._study_id}
+        backend: Any = getattr(self.storage, "_backend", self.storage)  # below Optuna's cache
+        with readable_errors(self.folders), backend.engine.connect() as connection:
+            found = {row.trial_id: StoredTrial(row.number, str(row.state)) for row in connection.execute(trials, study)}
+            for row in connection.execute(attributes, {**study, "ended": ended, "keys": list(running)}):
+                if row.trial_id in found:  # a trial that came since has none of the first answer's
+                    found[row.trial_id].attributes[row.key] = json.loads(json.loads(row.value_json))
+        return list(found.values())
 
     def trial(self, number: int) -> FrozenTrial:
         """One trial as it is now.
