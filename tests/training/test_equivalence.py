@@ -55,6 +55,22 @@ def test_pack_of_three_equals_peft(family: str, base_path: Callable[[str], str],
     check_against_peft(mixed_trials(path, 3), tmp_path)
 
 
+@pytest.mark.parametrize("family", ["bert", "llama"])
+def test_modules_to_save_are_a_slots_own(family: str, base_path: Callable[[str], str], tmp_path: Path) -> None:
+    path, (one, two) = (
+        base_path(family),
+        {"bert": ("attention.output.dense", "query"), "llama": ("o_proj", "v_proj")}[family],
+    )
+    changes = [
+        {"adapter__modules_to_save": [one]},
+        {},
+        {"adapter__modules_to_save": [two], "adapter__targets": [one], "adapter__bias": "all"},
+        {"adapter__modules_to_save": [one, two], "adapter__layers": 1},
+    ]
+    trials = [config(path, train__max_steps=6, train__seed=k, adapter__r=4, **c) for k, c in enumerate(changes)]
+    check_against_peft(trials, tmp_path)
+
+
 @pytest.mark.parametrize("count", [1, 2, 8])
 def test_pack_sizes_equal_peft(count: int, base_path: Callable[[str], str], tmp_path: Path) -> None:
     path = base_path("bert")

@@ -156,6 +156,8 @@ def _adapter_problems(config: Config) -> Iterator[str]:
     named = isinstance(targets, list) and targets and all(isinstance(name, str) and name for name in targets)
     if targets != "all-linear" and not named:
         yield f"`adapter.targets` must be all-linear or a list of module names such as [q_proj,v_proj], got {targets!r}"
+    if not all(isinstance(name, str) and name for name in adapter.modules_to_save):
+        yield f"`adapter.modules_to_save` must be a list of names such as [o_proj], got {adapter.modules_to_save!r}"
     plain = isinstance(layers, int) and not isinstance(layers, bool) and layers > 0
     listed = isinstance(layers, list) and layers and all(type(index) is int and index >= 0 for index in layers)
     if layers is not None and not plain and not listed:

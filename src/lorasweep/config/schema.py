@@ -68,6 +68,9 @@ class AdapterConfig:
     bias: str = option(
         "none", "biases trained beside the adapter, as PEFT's `bias`", choices=("none", "lora_only", "all")
     )
+    modules_to_save: list[str] = option(
+        [], "endings of further linear modules (nn.Linear, not 4-bit) trained whole, as the head is; PEFT's name for it"
+    )
     rslora: bool = option(False, "scale by alpha / sqrt(r) (rank-stabilised LoRA, arXiv:2312.03732)")
 
 

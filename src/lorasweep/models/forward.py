@@ -51,7 +51,7 @@ class LoraPart:
 
 @dataclass
 class HeadPart:
-    """One slot's head layer: W (out, in), b (out,) or None, with gradient twins."""
+    """One slot's own layer, of a head or another one: W (out, in), b (out,) or None, with gradient twins."""
 
     weight: torch.Tensor
     bias: torch.Tensor | None
@@ -63,12 +63,14 @@ class HeadPart:
 class Job:
     """All slots of a forward at one layer. `stacked` is one part whose tensors lead with (slots,), where all slots lie
     next to each other in the arena and take part, or on a GPU with idle ones between them: `places` are then the
-    segments' places in the block. `scales` is (slots, 1, 1)."""
+    segments' places in the block. `scales` is (slots, 1, 1). `has_whole`: outside of a head, some slots have a weight
+    of their own there, a HeadPart among parts that are a LoraPart or None."""
 
     parts: list[Any]
     stacked: Any = None
     scales: Any = None
     has_lora: bool = True
+    has_whole: bool = False
     places: tuple[int, ...] = ()
 
 

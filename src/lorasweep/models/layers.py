@@ -17,11 +17,11 @@ from torch import nn
 from torch.nn.functional import linear
 
 from lorasweep.models.dropout import ScaledMask, apply_mask
-from lorasweep.models.forward import Bounds, Current, Job, PaddedRanges
+from lorasweep.models.forward import Bounds, Current, Forward, HeadPart, Job, PaddedRanges
 
 
 class LoraLinear:
-    """Stands in for the forward of a frozen nn.Linear, Conv1D or 4-bit linear layer."""
+    """Stands in for the forward of a frozen nn.Linear, Conv1D or 4-bit linear layer, adapted or trained whole."""
 
     def __init__(self, layer: Any, name: str, index: int, kind: str, current: Current):
         self.frozen: Callable[[torch.Tensor], torch.Tensor] = layer.forward
@@ -38,10 +38,33 @@ class LoraLinear:
         keep = scale = None
         if job.has_lora and forward.keys is not None and count and any(forward.adapter_rates):
             keep, scale = forward.mask(count, 2 * self.index, flat.shape[1], forward.adapter_rates, bounds)
+        low = forward.lowered(x, flat)
+        if job.has_whole:
+            return back(self._range_by_range(forward, job, flat, low, bounds, keep, scale))
         y = None if self.plain else self.frozen(flat)
         blocks = forward.blocks(job, bounds)
-        low = forward.lowered(x, flat)
         return back(_LoraProduct.apply(flat, low, y, forward.anchor, self, job, bounds, blocks, keep, scale))
+
+    def _range_by_range(
+        self,
+        forward: Forward,
+        job: Job,
+        flat: torch.Tensor,
+        low: torch.Tensor,
+        bounds: Bounds,
+        keep: torch.Tensor | None,
+        scale: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """As `__call__`, where some slots train this layer whole and others adapt it or leave it as it is."""
+        out = []
+        for part, (start, end) in zip(job.parts, bounds, strict=True):
+            x, own, alone = flat[start:end], Job([part], has_lora=job.has_lora), [(0, end - start)]
+            if isinstance(part, HeadPart):
+                out.append(_HeadProduct.apply(x.to(forward.dtype), forward.anchor, own, alone, False))
+                continue
+            masks = (None, None) if keep is None or scale is None else (keep[start:end], scale[start:end])
+            out.append(_LoraProduct.apply(x, low[start:end], None, forward.anchor, self, own, alone, False, *masks))
+        return torch.cat(out)
 
 
 class _LoraProduct(torch.autograd.Function):

@@ -24,7 +24,7 @@ from lorasweep.models.forward import Forward, HeadPart, Job, LoraPart
 from lorasweep.models.prefix import draws_below, first_block, worth_apart
 from lorasweep.models.prefix_cache import Fill, PrefixCache
 from lorasweep.models.stream import Batch, RowStore
-from lorasweep.models.targets import lora_scale, resolve_targets, trained_biases
+from lorasweep.models.targets import lora_scale, resolve_targets, resolve_whole, trained_biases
 
 if TYPE_CHECKING:
     from lorasweep.models.base import LoadedBase
@@ -70,20 +70,22 @@ class _Trial:
         self.config, self.adapter = config, config.adapter
         self.targets = resolve_targets(base, config.adapter)
         self.biases = trained_biases(base, config.adapter, self.targets)
-        heads = [(name, base.model.get_submodule(name)) for name in base.head_layers]
-        if not heads and not self.targets:
+        # heads and other layers of which the trial has its own weight
+        self.whole = [*base.head_layers, *resolve_whole(base, config.adapter)]
+        layers = [(name, base.model.get_submodule(name)) for name in self.whole]
+        if not layers and not self.targets:
             why = "adapter=head" if config.adapter.kind == "head" else "adapter.layers leaves no module"
             raise ModelError(f"nothing would be trained: {why} and the task has no head; use adapter=lora")
         self.layout = RowLayout(
             vectors=(
-                *((name, layer.bias.numel()) for name, layer in heads if layer.bias is not None),
+                *((name, layer.bias.numel()) for name, layer in layers if layer.bias is not None),
                 *self.biases,
             ),
-            matrices=tuple((name, *layer.weight.shape) for name, layer in heads),
+            matrices=tuple((name, *layer.weight.shape) for name, layer in layers),
             loras=tuple((name, *base.linear_modules[name]) for name in self.targets),
         )
         self.rank = config.adapter.r if self.targets else 0
-        trained = (*self.targets, *(name for name, _ in self.biases), *base.head_layers)
+        trained = (*self.targets, *(name for name, _ in self.biases), *self.whole)
         self.depth = first_block(base, trained) if base.blocks else 0
         self.random_prefix = draws_below(base, self.depth, config.train.base_dropout) if base.blocks else False
 
@@ -96,9 +98,7 @@ def counts_of(base: LoadedBase, config: Config) -> ParameterCounts:
 def _counts(base: LoadedBase, trial: _Trial) -> ParameterCounts:
     lora = sum(inputs + outputs for _, inputs, outputs in trial.layout.loras) * trial.rank
     adapter = lora + sum(size for _, size in trial.biases)
-    head = sum(
-        parameter.numel() for name in base.head_layers for parameter in base.model.get_submodule(name).parameters()
-    )
+    head = sum(parameter.numel() for name in trial.whole for parameter in base.model.get_submodule(name).parameters())
     return ParameterCounts(adapter, head, adapter + head, base.total_params + lora + head)
 
 
@@ -141,7 +141,7 @@ class PackedLora:
             drawn = torch.empty(trial.rank, inputs).uniform_(-bound, bound, generator=generator)
             a.copy_(drawn)
         generator = slot_generator(trial.config.train.seed, "head")
-        for name in self.base.head_layers:
+        for name in trial.whole:
             layer = self.base.model.get_submodule(name)
             fresh = name in self.base.fresh_modules
             weight = layout.matrix(row, name, layer.weight.shape[1])
@@ -229,15 +229,20 @@ class PackedLora:
         biases = [{name for name, _ in trial.biases} for trial in trials]
         for name in {**self.base.linear_modules, **self.base.norm_modules}:
             has_lora, has_bias = [name in names for names in targets], [name in names for names in biases]
-            if not any(has_lora) and not any(has_bias):
+            has_whole = [name in trial.whole for trial in trials]
+            if not any(has_lora) and not any(has_bias) and not any(has_whole):
                 continue
             parts = [
-                self._lora_part(name, slot, trial.rank if lora else 0, bias, lora_scale(trial.adapter))
+                self._head_part(name, slot)
+                if own
+                else self._lora_part(name, slot, trial.rank if lora else 0, bias, lora_scale(trial.adapter))
                 if lora or bias
                 else None
-                for slot, trial, lora, bias in zip(slots, trials, has_lora, has_bias, strict=True)
+                for slot, trial, lora, bias, own in zip(slots, trials, has_lora, has_bias, has_whole, strict=True)
             ]
-            job = Job(parts, has_lora=any(has_lora))
+            job = jobs[name] = Job(parts, has_lora=any(has_lora), has_whole=any(has_whole))
+            if job.has_whole:  # range by range
+                continue
             # a slot that does not target the module has zeros there, which stay: one block may hold it at some cost
             together = len(set(has_lora)) == 1 or self.pad_ranges
             if whole is not None and together and len(set(has_bias)) == 1:
@@ -247,7 +252,6 @@ class PackedLora:
                     scales = [scales[places.index(at)] if at in places else 1.0 for at in range(places[-1] + 1)]
                 job.scales = torch.tensor(scales, device=self.base.device, dtype=self.base.dtype).view(-1, 1, 1)
                 job.places = places
-            jobs[name] = job
         return jobs
 
     def _block_of(self, slots: tuple[int, ...]) -> tuple[slice | None, tuple[int, ...]]:

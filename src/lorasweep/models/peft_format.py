@@ -14,7 +14,7 @@ import torch
 from lorasweep.config.schema import AdapterConfig
 from lorasweep.errors import StorageError
 from lorasweep.models.arena import RowLayout
-from lorasweep.models.targets import chosen_layers, layer_index
+from lorasweep.models.targets import chosen_layers, layer_index, resolve_whole
 
 if TYPE_CHECKING:
     from lorasweep.models.base import LoadedBase
@@ -56,10 +56,10 @@ def _tensors(
             out[f"{PREFIX}{head}.{suffix}"] = tensor.float().clone()
     for name, _, columns in layout.matrices:
         out[f"{PREFIX}{name}.weight"] = layout.matrix(values, name, columns).clone()
-    adapted = {name for name, _, _ in layout.loras}
+    adapted, whole = {name for name, _, _ in layout.loras}, {name for name, _, _ in layout.matrices}
     for name, _ in layout.vectors:
         trained = layout.vector(values, name)
-        if name in base.head_layers:
+        if name in whole:
             out[f"{PREFIX}{name}.bias"] = trained.clone()
         else:  # kept as a difference to the frozen bias
             inner = ".base_layer" if name in adapted else ""
@@ -90,7 +90,7 @@ def _common(base: LoadedBase, adapter: AdapterConfig, targets: list[str]) -> dic
         "bias": adapter.bias,
         "use_rslora": adapter.rslora,
         "task_type": "SEQ_CLS" if base.key.head == "classification" else "CAUSAL_LM",
-        "modules_to_save": list(base.head_modules) or None,
+        "modules_to_save": [*base.head_modules, *resolve_whole(base, adapter)] or None,
         "base_model_name_or_path": base.path,
         "revision": base.key.revision,
         "inference_mode": True,
@@ -134,7 +134,8 @@ def import_adapter(base: LoadedBase, adapter: AdapterConfig, layout: RowLayout, 
         take(bt, f"{name}.lora_B.weight", transpose=True)
     for name, _, columns in layout.matrices:
         take(layout.matrix(row, name, columns), f"{name}.weight")
+    whole = {name for name, _, _ in layout.matrices}
     for name, _ in layout.vectors:
-        minus = None if name in base.head_layers else base.model.get_submodule(name).bias.float().cpu()
+        minus = None if name in whole else base.model.get_submodule(name).bias.float().cpu()
         take(layout.vector(row, name), f"{name}.base_layer.bias", f"{name}.bias", minus=minus)
     return row

@@ -1,4 +1,4 @@
-"""What `adapter.*` names in a base: the modules that a trial adapts, their scale, the biases trained beside them.
+"""What `adapter.*` names in a base: the modules that a trial adapts or trains whole, their scale, the biases beside.
 
 By PEFT's own rules, so that its files say the same. Neighbours: `base` (what there is), `packed_lora`, `peft_format`.
 """
@@ -9,6 +9,8 @@ import math
 import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
+
+from torch import nn
 
 from lorasweep.config.schema import AdapterConfig
 from lorasweep.errors import ConfigError, ModelError, nearest
@@ -49,7 +51,8 @@ def resolve_targets(base: LoadedBase, adapter: AdapterConfig) -> list[str]:
     """
     if adapter.kind == "head":
         return []
-    names = list(base.linear_modules)
+    whole = resolve_whole(base, adapter)
+    names = [name for name in base.linear_modules if name not in whole]
     wanted = [adapter.targets] if isinstance(adapter.targets, str) else list(adapter.targets)
     if wanted != ["all-linear"]:
         for ending in wanted:
@@ -67,6 +70,34 @@ def resolve_targets(base: LoadedBase, adapter: AdapterConfig) -> list[str]:
     return names if layers is None else [name for name in names if layer_index(name) in layers]
 
 
+def resolve_whole(base: LoadedBase, adapter: AdapterConfig) -> list[str]:
+    """The linear modules outside of the head that a trial trains whole, in the base's order.
+
+    Raises:
+        ModelError: an ending that no linear module outside of the head has, or one of a module that is not nn.Linear.
+    """
+    if adapter.kind == "head":
+        return []
+    found = []
+    for ending in adapter.modules_to_save:
+        names = [name for name in base.linear_modules if name == ending or name.endswith(f".{ending}")]
+        other = next((name for name in names if type(base.model.get_submodule(name)) is not nn.Linear), None)
+        if not names or other is not None:
+            endings = sorted({name.rpartition(".")[2] for name in base.linear_modules})
+            kind = "" if other is None else type(base.model.get_submodule(other)).__name__
+            said = (
+                f"{other} is a {kind}"
+                if other
+                else f"{base.path} has no linear module outside of the head that ends so"
+            )
+            raise ModelError(
+                f"adapter.modules_to_save names `{ending}` and {said}; only nn.Linear can be trained whole; "
+                + (nearest(ending, endings) if other is None else "adapt it instead, with adapter.targets")
+            )
+        found += names
+    return [name for name in base.linear_modules if name in found]
+
+
 def lora_scale(adapter: AdapterConfig) -> float:
     """What B A x is multiplied by."""
     return adapter.alpha / (math.sqrt(adapter.r) if adapter.rslora else adapter.r)
@@ -77,5 +108,6 @@ def trained_biases(base: LoadedBase, adapter: AdapterConfig, targets: list[str])
     if adapter.bias == "none":
         return []
     pool = targets if adapter.bias == "lora_only" else [*base.linear_modules, *base.norm_modules]
-    modules = ((name, base.model.get_submodule(name)) for name in pool)
+    whole = resolve_whole(base, adapter)
+    modules = ((name, base.model.get_submodule(name)) for name in pool if name not in whole)
     return [(name, module.bias.numel()) for name, module in modules if getattr(module, "bias", None) is not None]
