@@ -12,7 +12,7 @@ from typing import Any
 
 from lorasweep.config import compose
 from lorasweep.config.home import Folders, Home
-from lorasweep.config.schema import Config
+from lorasweep.config.schema import TRANSFORMER, Config
 from lorasweep.live import format_seconds
 from lorasweep.prechecks import check_overrides, check_trainable, given_slots, settle_slots
 from lorasweep.search.space import Space, parse_space
@@ -53,12 +53,13 @@ class Plan:
 
 
 def plan(name: str, overrides: list[str]) -> Plan:
-    """Check a sweep as `sweep` would, probe one turn of its first point, and add up.
+    """Check a sweep as `sweep` would, probe one turn of its first point that takes steps, and add up.
 
     Raises:
         ConfigError, DataError, ModelError, UsageError: as `sweep.start`.
     """
     from lorasweep.launchers.local import prepare
+    from lorasweep.training.pack import Pack
     from lorasweep.training.planner import probe
 
     home = Home.find()
@@ -74,13 +75,17 @@ def plan(name: str, overrides: list[str]) -> Plan:
     check_trainable(first, workbench)
     if given_slots(config) is None:
         settle_slots(workbench, first, [first, *trials])
-    pack = workbench.pack(first)
-    pack.admit(-1, first)
+    samples = expected_samples(config, space, overrides, name, home, len(workbench.data(first).train))
+    measured = next((trial for trial in [first, *trials] if is_trained(trial)), None)
+    if measured is None:  # baselines, and models as they are: seconds, and no base to share
+        return Plan(config.sweep.name, space.to_json(), config.sweep.trials, 1, 0, 0, 0, samples, 0.0, 0, 0)
+    pack = workbench.pack(measured)
+    assert isinstance(pack, Pack)
+    pack.admit(-1, measured)
     counts = pack.counts(-1)
     pack.evict(-1)
-    cost = probe(pack, first)
-    samples = expected_samples(config, space, overrides, name, home, len(workbench.data(first).train))
-    turn_samples = cost.slots * first.train.batch_size
+    cost = probe(pack, measured)
+    turn_samples = cost.slots * measured.train.batch_size
     return Plan(
         sweep=config.sweep.name,
         space=space.to_json(),
@@ -96,16 +101,20 @@ def plan(name: str, overrides: list[str]) -> Plan:
     )
 
 
+def is_trained(trial: Config) -> bool:
+    """Whether a trial takes optimizer steps."""
+    return trial.model.kind == TRANSFORMER and trial.adapter.kind != "none"
+
+
 def expected_samples(config: Config, space: Space, overrides: list[str], name: str, home: Home, rows: int) -> int:
     """Training rows that all trials would see, averaged over random points of the space."""
-    from lorasweep.training.schedule import total_samples
+    from lorasweep.training.schedule import trial_samples
 
     seen = []
     drawn = random.Random(config.sampler.seed)
-    for _ in range(DRAWS):
-        point = space.point(lambda dimension: dimension.at(drawn.random()))
-        train = compose.compose_trial(overrides, name, point, home).train
-        seen.append(total_samples(train, rows))
+    points = [space.point(lambda dimension: dimension.at(drawn.random())) for _ in range(DRAWS)]
+    for point in config.sweep.enqueue if config.sampler.kind == "list" else points:
+        seen.append(trial_samples(compose.compose_trial(overrides, name, point, home), rows))
     return round(statistics.mean(seen) * config.sweep.trials)
 
 
@@ -128,6 +137,9 @@ def show(plan: Plan) -> None:
             values += f", when {parent} is {' or '.join(str(value) for value in needed)}"
         table.add_row(key, entry["kind"], values)
     Console().print(table)
+    if not plan.total_params:
+        print("No trial takes optimizer steps: baselines, and models as they are, take seconds to minutes.")
+        return
     share = plan.trainable_params / plan.total_params
     print(f"One trial trains {plan.trainable_params:,} of {plan.total_params:,} parameters ({share:.2%}).")
     memory = f"{plan.memory_bytes / 2**20:,.0f} MiB"

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from typing import Any
 
 from lorasweep.config import compose
-from lorasweep.config.schema import TRIAL_GROUPS, Config
+from lorasweep.config.schema import TRANSFORMER, TRIAL_GROUPS, Config
 from lorasweep.errors import ConfigError
 from lorasweep.search.objectives import Goals
 from lorasweep.search.pruners import GEOMETRIC, rungs_of
@@ -34,14 +34,26 @@ def given_slots(config: Config) -> int | None:
 
 
 def settle_slots(workbench: Workbench, first: Config, trials: list[Config]) -> None:
-    """Give the workbench as many slots as the planner finds for the sweep's heaviest trial, measured on the first one's
-    base; `trials` touch every bound of the space."""
+    """Give the workbench as many slots as the planner finds for the sweep's heaviest trial, measured on the base of the
+    first one that shares its base; `trials` touch every bound of the space."""
+    from lorasweep.training.pack import Pack
     from lorasweep.training.planner import automatic_slots
 
-    heaviest = copy.deepcopy(first)
+    sharing = next((trial for trial in [first, *trials] if shares_its_base(trial)), None)
+    if sharing is None:
+        workbench.set_slots(1)
+        return
+    heaviest = copy.deepcopy(sharing)
     heaviest.adapter.r = max(trial.adapter.r for trial in trials)
     heaviest.train.batch_size = max(trial.train.batch_size for trial in trials)
-    workbench.set_slots(automatic_slots(workbench.pack(heaviest), heaviest))
+    pack = workbench.pack(heaviest)
+    assert isinstance(pack, Pack)
+    workbench.set_slots(automatic_slots(pack, heaviest))
+
+
+def shares_its_base(trial: Config) -> bool:
+    """Whether a trial trains over a base that other trials use at the same time."""
+    return trial.model.kind == TRANSFORMER and trial.adapter.kind not in ("full", "none")
 
 
 def check_overrides(space: Space, overrides: list[str]) -> None:
@@ -65,10 +77,10 @@ def check_rungs(trials: list[Config], workbench: Workbench) -> None:
     Raises:
         ConfigError: it is so.
     """
-    from lorasweep.training.schedule import total_steps
+    from lorasweep.training.schedule import trial_steps
 
     pruner = trials[0].pruner  # `most`: no trial has more, because points touch one bound at a time
-    steps = max(total_steps(trial.train, len(workbench.data(trial).train)) for trial in trials)
+    steps = max(trial_steps(trial, len(workbench.data(trial).train)) for trial in trials)
     most = steps * max(trial.train.batch_size for trial in trials) * max(trial.train.accumulation for trial in trials)
     if pruner.kind != "none" and not rungs_of(pruner, most):
         key = "min_samples" if pruner.kind in GEOMETRIC else "interval_samples and warmup_samples"
@@ -114,6 +126,9 @@ def check_adapters(points: list[dict[str, Any]], trials: list[Config], first: Co
             continue
         seen.add(layout(trial))
         try:
+            if trial.model.kind != TRANSFORMER:
+                workbench.pack(trial)
+                continue
             base = workbench.base(trial)
             if trial.adapter.kind != "full":
                 counts_of(base, trial)

@@ -67,7 +67,7 @@ def snapshot(
     saved, waiting = {}, []
     for _, pack in workbench.packs:
         for number in pack.active:
-            if pack.roster.has_begun(number):
+            if pack.has_begun(number):
                 saved[number] = SavedTrial(*pack.state(number))
             else:
                 waiting.append(number)

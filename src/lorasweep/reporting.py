@@ -59,7 +59,7 @@ class Reporting:
         trial = self.slots.trials.get(event.number)
         if trial is None:  # it was pruned at this very turn's evaluation
             return
-        if isinstance(event, Stepped):
+        if isinstance(event, Stepped | Finished):
             trial.samples, trial.last_step = event.samples, event.step
         if trial.ended is not None:
             if isinstance(event, Finished | Failed):
@@ -100,8 +100,7 @@ class Reporting:
         value = event.metrics[self.study.metric]
         rows = None
         if self.study.config.pruner.kind == "wilcoxon":
-            references = trial.pack.sheets.exam.references
-            rows = row_results(event.predictions, references, self.study.direction == "maximize")
+            rows = row_results(event.predictions, trial.pack.references, self.study.direction == "maximize")
         verdict = self.study.report(event.number, event.rung, value, rows)
         failpoints.reach("judged")
         self.slots.changed = True
@@ -113,8 +112,7 @@ class Reporting:
     def _on_finish(self, trial: RunningTrial, event: Any) -> None:
         number = event.number
         value = event.best_metrics[self.study.metric]
-        pace = event.samples / max(event.seconds, 1e-9)
-        self.tracker.log(number, {"train/samples_per_second": pace}, event.step)
+        self.tracker.log(number, self._pace(trial, event), event.step)
         record = trial.record(TrialState.COMPLETE)
         record.value, record.metrics, record.train_seconds = value, dict(event.best_metrics), event.seconds
         problem = self.study.goals.problem(record)
@@ -123,6 +121,17 @@ class Reporting:
             self._end(record, {})
             return
         self._end_with_adapter(trial, record)
+
+    def _pace(self, trial: RunningTrial, event: Any) -> dict[str, float]:
+        """Rows a second in training (its evaluations included) and in the last evaluation, and what the trial cost."""
+        paces = {
+            "train/seconds": event.seconds,
+            "train/samples_per_second": event.samples / max(event.seconds, 1e-9),
+            "eval/seconds": event.eval_seconds,
+            "eval/samples_per_second": len(trial.pack.references) / max(event.eval_seconds, 1e-9),
+        }
+        price = self.study.config.tracking.price_per_hour
+        return paces if price is None else {**paces, "train/cost": price * event.seconds / 3600}
 
     def _on_failure(self, trial: RunningTrial, event: Any) -> None:
         record = trial.record(TrialState.FAILED)
@@ -161,10 +170,10 @@ class Reporting:
 
     def _answered(self, trial: RunningTrial, record: TrialRecord) -> Results | None:
         """What the kept checkpoint answered on each row; notes in the record how sure its value therefore is."""
-        best, metric, task = trial.pack.roster.slot(record.trial).best, self.study.metric, trial.pack.task
+        best, metric, task = trial.pack.best(record.trial), self.study.metric, trial.pack.task
         if best is None or best.sheet is None:  # saved by an older version
             return None
-        found = best.sheet.results(task, trial.pack.sheets.exam.references, metric, self.rows_id(trial.config))
+        found = best.sheet.results(task, trial.pack.references, metric, self.rows_id(trial.config))
         record.eval_rows = len(found)
         average = trial.config.task.average
         if record.value is not None and found.knows(metric):
@@ -188,7 +197,7 @@ class Reporting:
         number = trial.asked.number
         record = trial.record(TrialState.PRUNED)
         record.reason = f"stopped by hand after {trial.samples:,} samples"
-        best = None if trial.pack.roster.waiting(number) is not None else trial.pack.roster.slot(number).best
+        best = trial.pack.best(number)
         if best is None:
             self._end(record, {})
             return

@@ -14,7 +14,7 @@ from lorasweep.records import TrialRecord, TrialState
 from lorasweep.search.study import Asked
 
 if TYPE_CHECKING:
-    from lorasweep.training.pack import Pack
+    from lorasweep.training.snapshot import AnyPack
 
 
 @dataclass
@@ -23,7 +23,7 @@ class RunningTrial:
 
     asked: Asked
     config: Config
-    pack: Pack
+    pack: AnyPack
     run_id: str
     ended: TrialRecord | None = None  # a ghost: how it ended before the kill
     samples: int = 0
@@ -44,7 +44,7 @@ class RunningTrial:
             train_seconds=time.monotonic() - self.admitted_at,
             trainable_params=counts.trainable,
             total_params=counts.total,
-            peak_memory_bytes=peak_bytes(self.pack.base.device),
+            peak_memory_bytes=peak_bytes(self.pack.device),
         )
 
     @property

@@ -12,7 +12,7 @@ import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from lorasweep.config.schema import Config, ObjectiveConfig
+from lorasweep.config.schema import TRANSFORMER, Config, ObjectiveConfig
 
 if TYPE_CHECKING:
     from lorasweep.config.home import Folders
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from lorasweep.models.base import LoadedBase
     from lorasweep.models.prefix_cache import PrefixBudget
     from lorasweep.tasks import Exam, Task
-    from lorasweep.training.pack import Pack
+    from lorasweep.training.snapshot import AnyPack
 
 IDLE_BASES_KEPT = 1  # a base that no trial uses stays resident until another one needs the memory
 
@@ -39,7 +39,7 @@ class Workbench:
         self._rows_ids: dict[str, str] = {}
         self._encoded: dict[str, tuple[Encoded, Exam]] = {}
         self._bases: dict[Any, LoadedBase] = {}  # in order of last use
-        self._packs: dict[str, tuple[Any, Pack, Config]] = {}  # pack key -> (base key, pack, what it was made for)
+        self._packs: dict[str, tuple[Any, AnyPack, Config]] = {}  # pack key -> (base key, pack, what it was made for)
         self._rebuilding = False
         self.prefixes: PrefixBudget | None = None  # what all packs' cached states of frozen layers may take
 
@@ -104,11 +104,25 @@ class Workbench:
             )
         return self._encoded[key]
 
-    def pack(self, config: Config) -> Pack:
-        """The pack whose base, data and task a trial shares; made where there is none yet."""
+    def model_fingerprint(self, config: Config) -> str:
+        """sha256 (hex) of what a trial starts from: its base's files, or a baseline's settings."""
+        if config.model.kind == TRANSFORMER:
+            return self.base(config).fingerprint
+        from lorasweep.models.baselines import describe
+
+        return hashlib.sha256(describe(config.model).encode()).hexdigest()
+
+    def pack(self, config: Config) -> AnyPack:
+        """The pack whose base, data and task a trial shares; made where there is none yet.
+
+        Raises:
+            ConfigError: a baseline that cannot serve the task, and as `base`.
+        """
         from lorasweep.models.base import base_key
         from lorasweep.training.pack import Pack
 
+        if config.model.kind != TRANSFORMER:
+            return self._baselines(config)
         names = tuple(self.data(config).label_names)
         shared = base_key(config, self.task(config).head, names)
         key = _digest(shared, asdict(config.data), asdict(config.task), config.adapter.kind == "full")
@@ -117,6 +131,15 @@ class Workbench:
             slots = 1 if config.adapter.kind == "full" else self.slots
             pack = Pack(base, self.task(config), train, validation, self.objective, slots, self._budget(config))
             self._packs[key] = (shared, pack, config)
+        return self._packs[key][1]
+
+    def _baselines(self, config: Config) -> AnyPack:
+        from lorasweep.training.baseline import BaselinePack
+
+        key = _digest("baselines", asdict(config.data), asdict(config.task))
+        if key not in self._packs:
+            pack = BaselinePack(self.task(config), self.data(config), self.objective)
+            self._packs[key] = ("baselines", pack, config)
         return self._packs[key][1]
 
     def _budget(self, config: Config) -> PrefixBudget:
@@ -128,16 +151,16 @@ class Workbench:
         return self.prefixes
 
     @property
-    def active_packs(self) -> list[Pack]:
+    def active_packs(self) -> list[AnyPack]:
         """Packs with at least one trial in training."""
         return [pack for _, pack, _ in self._packs.values() if pack.active]
 
     @property
-    def packs(self) -> list[tuple[Config, Pack]]:
+    def packs(self) -> list[tuple[Config, AnyPack]]:
         """All packs, idle ones too, in the order in which they train; with a config that leads to each."""
         return [(config, pack) for _, pack, config in self._packs.values()]
 
-    def rebuild(self, configs: list[Config]) -> list[Pack]:
+    def rebuild(self, configs: list[Config]) -> list[AnyPack]:
         """Exactly the packs of these configs, empty and in this order, for a worker that goes on from a checkpoint."""
         self._packs = {}
         self._rebuilding = True  # all of them were resident together

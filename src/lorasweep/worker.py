@@ -31,7 +31,7 @@ from lorasweep.search.requests import PAUSE
 if TYPE_CHECKING:
     from lorasweep.search.study import Asked, SweepStudy
     from lorasweep.tracking import Tracker
-    from lorasweep.training.pack import Pack
+    from lorasweep.training.snapshot import AnyPack
     from lorasweep.workbench import Workbench
 
 
@@ -202,12 +202,12 @@ class Worker:
         self._fill_again_at = time.monotonic() + RETRY_SECONDS
 
     def _admit(self, candidate: Candidate, config: Config) -> None:
-        from lorasweep.training.schedule import total_samples
+        from lorasweep.training.schedule import trial_samples
 
         asked, pack = candidate.asked, self.workbench.pack(config)
         try:
             if candidate.saved is None:
-                pack.admit(asked.number, config, self.study.rungs(total_samples(config.train, pack.roster.rows)))
+                pack.admit(asked.number, config, self.study.rungs(trial_samples(config, pack.rows)))
                 self._warm(asked.number, pack)
             else:
                 pack.load_state(asked.number, config, candidate.saved.tensors, candidate.saved.fields)
@@ -224,15 +224,16 @@ class Worker:
             self._start_run(trial)
             self.progress.trial_started(asked.number, asked.params, pack.max_steps(asked.number))
 
-    def _warm(self, number: int, pack: Pack) -> None:
+    def _warm(self, number: int, pack: AnyPack) -> None:
         """Give a clone that asks for it the adapter of the trial that it was made from."""
         from lorasweep.models.packed_lora import PackedLora
+        from lorasweep.training.pack import Pack
 
         try:
             adapter = self.study.warm_from(number)
             if adapter is None:
                 return
-            if pack.roster.waiting(number) is not None or not isinstance(pack.engine, PackedLora):
+            if not isinstance(pack, Pack) or not isinstance(pack.engine, PackedLora) or pack.roster.waiting(number):
                 raise TrialFailed("config", f"trial {number} cannot start from {adapter}: no adapter slot")
             pack.engine.start_from(pack.roster.slot(number).index, adapter)
         except (StorageError, TrialFailed) as error:
@@ -243,9 +244,9 @@ class Worker:
         from lorasweep.provenance import gather
 
         number, config = trial.asked.number, trial.config
-        data, base = self.workbench.data(config), self.workbench.base(config)
-        facts = gather(config, data.fingerprint, base.fingerprint)
-        facts["lorasweep.cached_layers"] = str(trial.pack.roster.cached_blocks(number))
+        data = self.workbench.data(config)
+        facts = gather(config, data.fingerprint, self.workbench.model_fingerprint(config))
+        facts["lorasweep.cached_layers"] = str(trial.pack.cached_blocks(number))
         yaml, counts = compose.to_yaml(config), trial.pack.counts(number)
         try:
             trial.run_id = self.tracker.start_trial(number, config, yaml, trial.asked.params, facts, data, counts)

@@ -12,7 +12,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 from lorasweep.config.home import check_name
-from lorasweep.config.schema import Config
+from lorasweep.config.schema import TRANSFORMER, Config
 from lorasweep.errors import ConfigError, nearest
 
 BOUNDS = {
@@ -62,7 +62,7 @@ def _cross_problems(config: Config) -> Iterator[str]:
     yield from _pruner_problems(config)
     yield from _objective_problems(config)
     train, optimizer = config.train, config.optimizer
-    if not config.model.path:
+    if not config.model.path and config.model.kind == TRANSFORMER:
         yield "`model.path` is missing: a hub id or a folder, for example model=hf model.path=/models/my-encoder"
     if train.max_steps and optimizer.warmup_steps >= train.max_steps:
         yield (

@@ -9,6 +9,7 @@ Neighbours: `compose` (builds them), `checks` (cross-field rules), docs/config.m
 
 from __future__ import annotations
 
+import math
 from dataclasses import MISSING, dataclass, field
 from typing import Any
 
@@ -34,9 +35,40 @@ def option(
 
 
 @dataclass
-class ModelConfig:
-    """Which pretrained base the trials share. Group `model`."""
+class BagConfig:
+    """A bag of words under a classic classifier; for model.kind=bag_of_words alone."""
 
+    classifier: str = option(
+        "logistic", "logistic: regression with an l2 penalty; forest: a random forest", choices=("logistic", "forest")
+    )
+    weighting: str = option(
+        "tfidf",
+        "what a word counts: tfidf (term frequency, inverse document frequency), counts or binary (0 or 1)",
+        choices=("tfidf", "counts", "binary"),
+    )
+    clean: bool = option(True, "leave out HTML tags, digits and punctuation; texts are lower-cased either way")
+    stop_words: bool = option(False, "leave out scikit-learn's list of frequent English words")
+    ngrams: int = option(1, "words in the longest run that counts as one", at_least=1, at_most=5)
+    min_rows: int = option(1, "training rows that a word must stand in", above=0)
+    max_features: int | None = option(None, "keep only the N most frequent words; null: all", above=0)
+    c: float = option(1.0, "logistic: inverse of the penalty's strength", above=0)
+    trees: int = option(100, "forest: number of trees", above=0)
+    depth: int | None = option(None, "forest: levels of a tree; null: until leaves are pure", above=0)
+    min_leaf_rows: int = option(1, "forest: training rows that a leaf must hold", above=0)
+
+
+@dataclass
+class ModelConfig:
+    """Which pretrained base the trials share, or which baseline stands in its place. Group `model`."""
+
+    kind: str = option(
+        "transformer",
+        "transformer: a pretrained base; bag_of_words, majority: baselines without one, fitted on the training rows "
+        "(the most frequent class wherever it stands), for which adapter, quantization, optimizer and train do nothing "
+        "but train.seed",
+        choices=("transformer", "bag_of_words", "majority"),
+    )
+    bag: BagConfig = field(default_factory=BagConfig, metadata={"doc": "bag_of_words: its settings"})
     name: str = option("", "short name shown in leaderboards; empty: the last part of `path`")
     path: str = option("", "a Hugging Face hub id, a local directory, or `builtin:NAME` for a base that ships with us")
     revision: str | None = option(None, "hub revision (branch, tag or commit); null: the default branch")
@@ -57,8 +89,9 @@ class AdapterConfig:
 
     kind: str = option(
         "lora",
-        "lora; head: the classification head alone, other adapter settings do not apply; full: every parameter",
-        choices=("lora", "head", "full"),
+        "lora; head: the classification head alone, other adapter settings do not apply; full: every parameter; none: "
+        "nothing, the pretrained model as it is (zero-shot), evaluated once",
+        choices=("lora", "head", "full", "none"),
     )
     r: int = option(8, "rank of the LoRA update", above=0)
     alpha: float = option(16.0, "LoRA scale numerator: updates are scaled by alpha / r", above=0)
@@ -259,6 +292,14 @@ class ObjectiveConfig:
     metric: str = option("eval/accuracy", "name of a logged metric")
     direction: str = option("maximize", "maximize or minimize", choices=("maximize", "minimize"))
 
+    def problem(self, metrics: dict[str, float]) -> str | None:
+        """Why these metrics of an evaluation have no value that could be ranked; None where they have."""
+        value = metrics.get(self.metric)
+        if value is not None and math.isfinite(value):
+            return None
+        said = f"is {value}" if value is not None else f"is not among those logged: {', '.join(sorted(metrics))}"
+        return f"the objective {self.metric} {said}"
+
 
 @dataclass
 class SweepConfig:
@@ -313,5 +354,6 @@ class Config:
     sweep: SweepConfig = field(default_factory=SweepConfig)
 
 
+TRANSFORMER = "transformer"
 TRIAL_GROUPS = ("model", "quantization", "adapter", "data", "task", "optimizer", "train")
 GROUPS = (*TRIAL_GROUPS, "sampler", "pruner", "launcher", "tracking")

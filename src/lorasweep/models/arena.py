@@ -190,7 +190,8 @@ class Arena:
     def moments(self, index: int) -> dict[str, torch.Tensor]:
         """The optimizer's state in the slot's own layout; empty before its first step."""
         slot = self._held(index)
-        assert slot.optimizer is not None
+        if slot.optimizer is None:  # nothing of it is trained
+            return {}
         states = [slot.optimizer.state.get(parameter, {}) for parameter in (slot.undecayed, slot.decayed)]
         if not any(states):
             return {}
@@ -219,7 +220,8 @@ class Arena:
     def load_moments(self, index: int, moments: dict[str, torch.Tensor]) -> None:
         """The inverse of `moments`; tensors are copied."""
         slot = self._held(index)
-        assert slot.optimizer is not None
+        if slot.optimizer is None:
+            return
         slot.optimizer.state.clear()
         if not moments:
             return

@@ -274,6 +274,7 @@ def _load_model(
     try:
         model_config = AutoConfig.from_pretrained(source.path, **common)
         if key.head == "classification":
+            theirs = dict(model_config.id2label)
             model_config.num_labels = len(label_names)
             model_config.id2label = dict(enumerate(label_names))
             model_config.label2id = {name: index for index, name in enumerate(label_names)}
@@ -296,9 +297,32 @@ def _load_model(
         raise ModelError(f"model.path={config.model.path} cannot be loaded: {_first_line(error)}") from error
     model, info = loaded
     lacking = set(info["missing_keys"]) | {name for name, *_ in info.get("mismatched_keys") or ()}
+    if key.head == "classification":
+        order_classes(model, [str(name) for _, name in sorted(theirs.items())], label_names, lacking)
     if key.quantization == "none":
         model.to(device)
     return model, lacking
+
+
+def order_classes(model: Any, theirs: list[str], ours: list[str], lacking: set[str]) -> None:
+    """Put the classes of a checkpoint's own head into the order of the data's names, where it calls them the same but
+    for case; LABEL_0 and the like say nothing, and names of other things are warned of."""
+    names = [name.lower() for name in theirs]
+    wanted = [name.lower() for name in ours]
+    heads, fresh = find_heads(model, "classification", lacking)
+    if fresh or names == wanted or all(name == f"label_{number}" for number, name in enumerate(names)):
+        return
+    if sorted(names) != sorted(wanted):
+        log.warning(
+            "the checkpoint's head knows the classes %s, and the data have %s: taken to be the same in this order",
+            ", ".join(theirs),
+            ", ".join(ours),
+        )
+        return
+    order = torch.tensor([names.index(name) for name in wanted])
+    layers = [it for name, it in model.named_modules() if type(it) is nn.Linear and inside(name, heads)]
+    for parameter in layers[-1].parameters():
+        parameter.data = parameter.data[order.to(parameter.device)]
 
 
 def _nf4(

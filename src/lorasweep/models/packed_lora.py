@@ -73,7 +73,9 @@ class _Trial:
         # heads and other layers of which the trial has its own weight
         self.whole = [*base.head_layers, *resolve_whole(base, config.adapter)]
         layers = [(name, base.model.get_submodule(name)) for name in self.whole]
-        if not layers and not self.targets:
+        if config.adapter.kind == "none":
+            _check_as_it_is(base)
+        elif not layers and not self.targets:
             why = "adapter=head" if config.adapter.kind == "head" else "adapter.layers leaves no module"
             raise ModelError(f"nothing would be trained: {why} and the task has no head; use adapter=lora")
         self.layout = RowLayout(
@@ -84,10 +86,21 @@ class _Trial:
             matrices=tuple((name, *layer.weight.shape) for name, layer in layers),
             loras=tuple((name, *base.linear_modules[name]) for name in self.targets),
         )
+        self.trains = config.adapter.kind != "none"  # else its row is the checkpoint's head, and stays
         self.rank = config.adapter.r if self.targets else 0
         trained = (*self.targets, *(name for name, _ in self.biases), *self.whole)
         self.depth = first_block(base, trained) if base.blocks else 0
         self.random_prefix = draws_below(base, self.depth, config.train.base_dropout) if base.blocks else False
+
+
+def _check_as_it_is(base: LoadedBase) -> None:
+    """ModelError where the checkpoint lacks weights that the task needs: they would be drawn, and say nothing."""
+    if base.fresh_modules:
+        raise ModelError(
+            f"adapter=none evaluates the pretrained model as it is, and {base.path} has no weights of its own for "
+            f"{', '.join(sorted(base.fresh_modules))}; take a checkpoint that was fine-tuned for the task, "
+            "task=instruct with a language model, or adapter=head"
+        )
 
 
 def counts_of(base: LoadedBase, config: Config) -> ParameterCounts:
@@ -96,6 +109,8 @@ def counts_of(base: LoadedBase, config: Config) -> ParameterCounts:
 
 
 def _counts(base: LoadedBase, trial: _Trial) -> ParameterCounts:
+    if not trial.trains:
+        return ParameterCounts(0, 0, 0, base.total_params)
     lora = sum(inputs + outputs for _, inputs, outputs in trial.layout.loras) * trial.rank
     adapter = lora + sum(size for _, size in trial.biases)
     head = sum(parameter.numel() for name in trial.whole for parameter in base.model.get_submodule(name).parameters())
@@ -126,10 +141,11 @@ class PackedLora:
         trial = _Trial(self.base, config)
         slot = self.arena.take(index, trial.layout, trial.rank)
         self._trials[index] = trial
-        cut = [(slot.undecayed, 0.0), (slot.decayed, config.optimizer.weight_decay)]
-        groups = [([parameter], decay) for parameter, decay in cut if parameter.numel()]
-        slot.optimizer = new_adamw(groups, config.optimizer)
-        self.arena.zero_moments(index)
+        if trial.trains:
+            cut = [(slot.undecayed, 0.0), (slot.decayed, config.optimizer.weight_decay)]
+            groups = [([parameter], decay) for parameter, decay in cut if parameter.numel()]
+            slot.optimizer = new_adamw(groups, config.optimizer)
+            self.arena.zero_moments(index)
         self._draw(index, trial)
 
     def _draw(self, index: int, trial: _Trial) -> None:

@@ -44,12 +44,12 @@ def chosen_layers(layers: Any, count: int) -> list[int] | None:
 
 
 def resolve_targets(base: LoadedBase, adapter: AdapterConfig) -> list[str]:
-    """The modules that a trial adapts, in the base's order; none for adapter=head.
+    """The modules that a trial adapts, in the base's order; none for adapter=head and none.
 
     Raises:
         ModelError: an ending that no linear module outside of the head has, or a layer that is not there.
     """
-    if adapter.kind == "head":
+    if adapter.kind in ("head", "none"):
         return []
     whole = resolve_whole(base, adapter)
     names = [name for name in base.linear_modules if name not in whole]
@@ -105,7 +105,7 @@ def lora_scale(adapter: AdapterConfig) -> float:
 
 def trained_biases(base: LoadedBase, adapter: AdapterConfig, targets: list[str]) -> list[tuple[str, int]]:
     """(module, size) of the biases that `adapter.bias` trains, heads aside."""
-    if adapter.bias == "none":
+    if adapter.bias == "none" or adapter.kind == "none":
         return []
     pool = targets if adapter.bias == "lora_only" else [*base.linear_modules, *base.norm_modules]
     whole = resolve_whole(base, adapter)

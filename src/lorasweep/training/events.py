@@ -37,7 +37,8 @@ class Evaluated:
 @dataclass(frozen=True)
 class Finished:
     """The trial's end. best_metrics are those of the kept checkpoint; reason is "steps" or "early_stopping"; seconds
-    are wall time since admission, earlier processes included."""
+    are wall time since admission, earlier processes included; eval_seconds that of the last evaluation, of one that
+    was shared the trial's part."""
 
     number: int
     step: int
@@ -46,6 +47,7 @@ class Finished:
     best_metrics: dict[str, float]
     reason: str
     seconds: float
+    eval_seconds: float = 0.0
 
 
 @dataclass(frozen=True)

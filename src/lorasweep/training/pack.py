@@ -10,6 +10,7 @@ values), `tasks` (losses, metrics).
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,7 @@ from lorasweep.models.counts import ParameterCounts
 from lorasweep.models.dropout import stream_key
 from lorasweep.models.packed_lora import Engine
 from lorasweep.models.stream import RowStore, Segment
-from lorasweep.tasks.base import Exam
+from lorasweep.tasks.base import Exam, References
 from lorasweep.training.ahead import compute_ahead
 from lorasweep.training.evaluate import Sheets, evaluate
 from lorasweep.training.events import Evaluated, Event, Failed, Finished, Stepped
@@ -116,6 +117,33 @@ class Pack:
         """Optimizer steps that the trial trains for, unless it stops early."""
         return self.roster.max_steps(number)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the base is."""
+        return self.base.device
+
+    @property
+    def rows(self) -> int:
+        """Training rows."""
+        return self.roster.rows
+
+    @property
+    def references(self) -> References:
+        """The right answers of the validation rows."""
+        return self.sheets.exam.references
+
+    def best(self, number: int) -> Best | None:
+        """The trial's best evaluation; None before the first, and while it waits for memory."""
+        return None if self.roster.waiting(number) is not None else self.roster.slot(number).best
+
+    def has_begun(self, number: int) -> bool:
+        """False for a trial that has waited for memory since it came."""
+        return self.roster.has_begun(number)
+
+    def cached_blocks(self, number: int) -> int:
+        """Lower blocks of the base that the trial's training takes from the cache."""
+        return self.roster.cached_blocks(number)
+
     def samples(self, number: int) -> int:
         """Training rows that the trial's finished steps have seen."""
         return self.roster.samples(number)
@@ -134,6 +162,9 @@ class Pack:
     def _advance(self) -> list[Event]:
         roster, limits, engine = self.roster, self.limits, self.engine
         events: list[Event] = [Failed(number, e.cause, e.message) for number, e in roster.seat_waiting()]
+        as_they_are = [slot for slot in roster.training if slot.max_steps == 0]
+        if as_they_are:  # nothing is trained: their one evaluation is their end
+            return events + self._evaluate(as_they_are)
         slots, again = roster.training, set[int]()  # again: slots that went back to their step's start
         expected = sum(slot.config.train.batch_size for slot in slots) * self.train.mean_length
         lanes = cut_forwards(slots, self.train, limits, engine, self.lanes.useful(expected))
@@ -271,13 +302,15 @@ class Pack:
 
     def _evaluate(self, due: list[Slot]) -> list[Event]:
         """Evaluate slots together."""
-        results, trouble = [], ""
+        results, trouble, began = [], "", time.monotonic()
         try:
             results = evaluate(self.engine, self.task, self.sheets, due, self.limits.tokens, self.lanes)
         except Exception as error:
             trouble = OUT_OF_MEMORY if is_out_of_memory(error) else describe(error)
         if trouble:
             return self._evaluate_again(due, trouble)
+        for slot in due:
+            slot.eval_seconds = (time.monotonic() - began) / len(due)
         return [event for slot, result in zip(due, results, strict=True) for event in self._judge(slot, *result)]
 
     def _evaluate_again(self, due: list[Slot], trouble: str) -> list[Event]:
@@ -298,10 +331,10 @@ class Pack:
 
     def _judge(self, slot: Slot, metrics: dict[str, float], sheet: Sheet) -> list[Event]:
         """What an evaluation means for a trial: a new best, its end, or a failure."""
-        value = metrics.get(self.objective.metric)
-        if value is None or not math.isfinite(value):
-            said = f"is {value}" if value is not None else f"is not among those logged: {', '.join(sorted(metrics))}"
-            return [self._fail(slot, "objective", f"the objective {self.objective.metric} {said} at step {slot.step}")]
+        problem = self.objective.problem(metrics)
+        if problem is not None:
+            return [self._fail(slot, "objective", f"{problem} at step {slot.step}")]
+        value = metrics[self.objective.metric]
         is_best = slot.best is None or self._better(value, slot.best.value)
         if is_best:
             slot.best = Best(slot.step, value, dict(metrics), self.engine.save(slot.index), sheet)
@@ -317,9 +350,8 @@ class Pack:
         if slot.over:
             best = slot.best
             assert best is not None
-            events.append(
-                Finished(slot.number, slot.step, slot.samples, best.step, dict(best.metrics), slot.over, slot.seconds)
-            )
+            ended = (slot.number, slot.step, slot.samples, best.step, dict(best.metrics), slot.over)
+            events.append(Finished(*ended, slot.seconds, slot.eval_seconds))
         return events
 
     def _better(self, value: float, than: float) -> bool:

@@ -18,7 +18,7 @@ from lorasweep.models.full import FullModel
 from lorasweep.models.packed_lora import Engine, PackedLora, counts_of
 from lorasweep.models.prefix_cache import PrefixBudget, PrefixCache
 from lorasweep.training.memory import free_memory, is_out_of_memory
-from lorasweep.training.schedule import samples_per_step, total_steps
+from lorasweep.training.schedule import samples_per_step, trial_steps
 from lorasweep.training.slot import Slot
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ class Roster:
     def max_steps(self, number: int) -> int:
         """Optimizer steps that the trial trains for, unless it stops early."""
         waiting = self.waiting(number)
-        return self.slot(number).max_steps if waiting is None else total_steps(waiting.config.train, self.rows)
+        return self.slot(number).max_steps if waiting is None else trial_steps(waiting.config, self.rows)
 
     def samples(self, number: int) -> int:
         """Training rows that the trial's finished steps have seen."""

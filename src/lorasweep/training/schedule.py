@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from lorasweep.config.schema import OptimizerConfig, TrainConfig
+from lorasweep.config.schema import TRANSFORMER, Config, OptimizerConfig, TrainConfig
 
 
 def total_steps(train: TrainConfig, rows: int) -> int:
@@ -12,6 +12,11 @@ def total_steps(train: TrainConfig, rows: int) -> int:
     if train.max_steps > 0:
         return train.max_steps
     return max(1, math.ceil(train.epochs * rows / samples_per_step(train)))
+
+
+def trial_steps(config: Config, rows: int) -> int:
+    """Optimizer steps of a trial; 0 where nothing is trained (adapter=none)."""
+    return 0 if config.adapter.kind == "none" else total_steps(config.train, rows)
 
 
 def samples_per_step(train: TrainConfig) -> int:
@@ -37,6 +42,9 @@ def learning_rate(optimizer: OptimizerConfig, step: int, steps: int) -> float:
     return optimizer.lr * max(0.0, 0.5 * (1.0 + math.cos(math.pi * progress)))
 
 
-def total_samples(train: TrainConfig, rows: int) -> int:
-    """Training rows that a trial sees over `rows` of them, unless it stops early; repeated ones count again."""
-    return total_steps(train, rows) * samples_per_step(train)
+def trial_samples(config: Config, rows: int) -> int:
+    """Training rows that a trial sees over `rows` of them, unless it stops early; repeated ones count again. A baseline
+    of words sees each once."""
+    if config.model.kind != TRANSFORMER:
+        return rows
+    return trial_steps(config, rows) * samples_per_step(config.train)

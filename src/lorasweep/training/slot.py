@@ -14,7 +14,7 @@ import torch
 
 from lorasweep.config.schema import Config
 from lorasweep.models.packed_lora import slot_generator
-from lorasweep.training.schedule import learning_rate, samples_per_step, total_steps
+from lorasweep.training.schedule import learning_rate, samples_per_step, trial_steps
 from lorasweep.training.sheet import Sheet
 
 
@@ -77,6 +77,7 @@ class Slot:
     scaler: Any = None
     over: str = ""
     last_loss: float | None = None
+    eval_seconds: float = 0.0  # its part of the last evaluation
     earlier_seconds: float = 0.0
     started: float = field(default_factory=time.monotonic)
 
@@ -90,7 +91,7 @@ class Slot:
             index=index,
             config=config,
             order=DataOrder(rows, config.train.seed),
-            max_steps=total_steps(config.train, rows),
+            max_steps=trial_steps(config, rows),
             rungs=rungs,
         )
         if config.train.precision == "fp16":

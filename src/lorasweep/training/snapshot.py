@@ -11,11 +11,16 @@ from typing import Any
 
 from lorasweep.models.arena import RowLayout
 from lorasweep.models.packed_lora import PackedLora
+from lorasweep.training.baseline import BaselinePack
 from lorasweep.training.pack import Pack
 
+AnyPack = Pack | BaselinePack
 
-def shape_of(pack: Pack) -> dict[str, Any]:
-    """The pack's shape as JSON types."""
+
+def shape_of(pack: AnyPack) -> dict[str, Any]:
+    """The pack's shape as JSON types; a baseline has none."""
+    if isinstance(pack, BaselinePack):
+        return {}
     shape: dict[str, Any] = {
         "slots": len(pack.roster.slots),
         "room": pack.roster.room,
@@ -28,9 +33,11 @@ def shape_of(pack: Pack) -> dict[str, Any]:
     return shape
 
 
-def reshape(pack: Pack, shape: dict[str, Any]) -> None:
+def reshape(pack: AnyPack, shape: dict[str, Any]) -> None:
     """Give an empty pack the shape that `shape_of` told."""
     assert not pack.active, "a pack is shaped while it is empty"
+    if isinstance(pack, BaselinePack):
+        return
     pack.limits.load_fields(shape["limits"])
     pack.roster.room = min(shape["room"], len(pack.roster.slots))
     if isinstance(pack.engine, PackedLora):
