@@ -71,15 +71,17 @@ def save_tokenizer(folder: Path, pad_id: int, side: str) -> None:
     )
 
 
-def build_base(family: str, folder: Path, *, classifier: bool = False, hidden: int = 32) -> str:
-    """Write a small random checkpoint without a head (`classifier`: with one for NAMES) and return its path."""
+def build_base(
+    family: str, folder: Path, *, classifier: bool = False, hidden: int = 32, classes: int = len(NAMES)
+) -> str:
+    """Write a small random checkpoint without a head (`classifier`: with one, for NAMES) and return its path."""
     from transformers import AutoModel, AutoModelForSequenceClassification
 
     config = config_of(family, hidden)
     with torch.random.fork_rng():
         torch.manual_seed(1)
         if classifier:
-            config.num_labels = len(NAMES)
+            config.num_labels = classes
             model = AutoModelForSequenceClassification.from_config(config)
         else:
             model = AutoModel.from_config(config)

@@ -92,7 +92,7 @@ def test_a_file_with_another_type_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("rows", [Split(["1 2", "!"], None, [0, 1]), Split(["", " "], None, [0, 1])])
 def test_no_words_fail_the_trial_with_the_repair(rows: Split) -> None:
-    with pytest.raises(TrialFailed, match="no words to count.*min_rows"):
+    with pytest.raises(TrialFailed, match=r"no words to count.*min_rows"):
         Baseline.fit(bag(), 0, rows, 2)
 
 

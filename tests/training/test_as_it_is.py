@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from enginelab import NAMES, base_of, build_base, config, pack_of, pad, rows
 from transformers import AutoModelForSequenceClassification
 
+from enginelab import NAMES, base_of, build_base, config, pack_of, pad, rows
 from lorasweep.errors import ModelError
 from lorasweep.models.base import load_base
 from lorasweep.training.events import Evaluated, Finished, Stepped

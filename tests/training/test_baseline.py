@@ -80,5 +80,5 @@ def test_a_missing_objective_is_its_own_cause() -> None:
 def test_tasks_of_texts_are_refused() -> None:
     task = make_task(Config(), DATA.label_names)
     task.answers = "texts"
-    with pytest.raises(ConfigError, match="task=classify alone.*adapter=none"):
+    with pytest.raises(ConfigError, match=r"task=classify alone.*adapter=none"):
         BaselinePack(task, DATA, ObjectiveConfig())

@@ -161,7 +161,9 @@ class BaselinePack:
         if problem is not None:
             raise TrialFailed("objective", f"{problem} at step {STEP}")
         trial.fitted = fitted
-        trial.best = Best(STEP, metrics[self.objective.metric], dict(metrics), {}, Sheet(predictions, losses.astype(np.float32)))
+        trial.best = Best(
+            STEP, metrics[self.objective.metric], dict(metrics), {}, Sheet(predictions, losses.astype(np.float32))
+        )
         now = time.monotonic()
         return [
             Evaluated(trial.number, STEP, self.rows, metrics, predictions, is_best=True),
