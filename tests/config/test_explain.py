@@ -40,7 +40,7 @@ def refusal(home: Home, *overrides: str, sweep: str | None = None) -> str:
 
 
 OVERRIDES = [
-    ("model=foo", ["`model=foo` is no option; model can be bert, distilbert", "tiny_encoder"]),
+    ("model=foo", ["`model=foo` is no option; model can be bert, bow_forest, distilbert", "tiny_encoder"]),
     ("model=distilbrt", ["did you mean `distilbert`?"]),
     ("data=demo_review", ["did you mean `demo_reviews`?"]),
     ("data=../data/sst2", ["is no option; data can be"]),
