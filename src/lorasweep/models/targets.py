@@ -76,7 +76,7 @@ def resolve_whole(base: LoadedBase, adapter: AdapterConfig) -> list[str]:
     Raises:
         ModelError: an ending that no linear module outside of the head has, or one of a module that is not nn.Linear.
     """
-    if adapter.kind == "head":
+    if adapter.kind in ("head", "none"):
         return []
     found = []
     for ending in adapter.modules_to_save:
