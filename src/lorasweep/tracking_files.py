@@ -48,17 +48,18 @@ def place(source: Path, target: Path) -> None:
     part.replace(target)
 
 
-def attach_to_sweep(folders: Folders, sweep: str, source: Path, folder: str) -> None:
-    """Copy a file into the artifacts of the sweep's own run, below `folder`.
+def attach_to_sweep(folders: Folders, sweep: str, files: dict[str, Path]) -> None:
+    """Copy files or folders into the artifacts of the sweep's own run; `files`: artifact path -> source.
 
     Raises:
         StorageError: MLflow has no run of this sweep, or cannot be written.
     """
     client = open_client(folders)
-    with readable_errors(f"attach {source.name} to sweep {sweep}"):
+    with readable_errors(f"attach {', '.join(files)} to sweep {sweep}"):
         experiment = client.get_experiment_by_name(sweep)
         clause = "tags.`lorasweep.kind` = 'sweep'"
         runs = client.search_runs([experiment.experiment_id], clause, max_results=1) if experiment else []
         if not runs:
             raise StorageError(f"{folders.mlflow_db} has no run of sweep {sweep}; `lorasweep sweep {sweep}` makes it")
-        place(source, artifact_folder(runs[0]) / folder / source.name)
+        for name, source in files.items():
+            place(source, artifact_folder(runs[0]) / name)

@@ -142,6 +142,29 @@ class Workbench:
             self._packs[key] = ("baselines", pack, config)
         return self._packs[key][1]
 
+    def before(self, config: Config, pack: AnyPack, number: int) -> dict[str, float]:
+        """Metrics of a trial's base with an untrained head, by names that end in `_before`: what fine-tuning is to be
+        compared with. `number`: a trial that has just entered the pack. Measured once for each base, data and seed,
+        which draws the head, and kept on disk; empty where there is no base, or where it cannot be measured now."""
+        from lorasweep.models.base import base_key
+        from lorasweep.tracking_files import write_text
+        from lorasweep.training.pack import Pack
+
+        if not isinstance(pack, Pack):
+            return {}
+        base, data = pack.base, self.data(config)
+        key = base_key(config, pack.task.head, tuple(data.label_names))
+        rows = (data.fingerprint, asdict(config.data), asdict(config.task))
+        digest = _digest(key, base.fingerprint, str(base.device), rows, config.train.seed)
+        path = self.folders.cache / "before" / f"{digest}.json"
+        try:
+            return dict(json.loads(path.read_text()))
+        except (FileNotFoundError, ValueError):  # not measured yet, or the file was damaged
+            found = {f"{name}_before": value for name, value in pack.evaluate_untrained(number).items()}
+        if found:
+            write_text(path, json.dumps(found))
+        return found
+
     def _budget(self, config: Config) -> PrefixBudget:
         from lorasweep.models.prefix_cache import PrefixBudget
 

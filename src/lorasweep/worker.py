@@ -204,10 +204,11 @@ class Worker:
     def _admit(self, candidate: Candidate, config: Config) -> None:
         from lorasweep.training.schedule import trial_samples
 
-        asked, pack = candidate.asked, self.workbench.pack(config)
+        asked, pack, before = candidate.asked, self.workbench.pack(config), {}
         try:
             if candidate.saved is None:
                 pack.admit(asked.number, config, self.study.rungs(trial_samples(config, pack.rows)))
+                before = self.workbench.before(config, pack, asked.number) if candidate.ended is None else {}
                 self._warm(asked.number, pack)
             else:
                 pack.load_state(asked.number, config, candidate.saved.tensors, candidate.saved.fields)
@@ -222,6 +223,7 @@ class Worker:
         self.slots.put(trial)
         if candidate.ended is None:
             self._start_run(trial)
+            self.tracker.log(asked.number, before, 0)
             self.progress.trial_started(asked.number, asked.params, pack.max_steps(asked.number))
 
     def _warm(self, number: int, pack: AnyPack) -> None:

@@ -16,6 +16,7 @@ from lorasweep.errors import StorageError
 from lorasweep.records import TrialRecord, TrialState
 from lorasweep.search import clones
 from lorasweep.search.objectives import Goals
+from lorasweep.search.reports import reports_of
 from lorasweep.search.space import Space, parse_space
 from lorasweep.search.storage import StoredStudy, StoredTrial, read
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 NEEDED_FOR_IMPORTANCES = 8  # complete trials below which a variance decomposition says nothing
+MOST_FOR_IMPORTANCES = 1000
 
 # Attributes of the study and of its trials; each holds one JSON text, so that it is written whole or not at all.
 ABOUT, SECONDS, SLOTS, CLOSED = "lorasweep", "lorasweep.seconds", "lorasweep.slots", "lorasweep.closed"
@@ -184,17 +186,32 @@ class StudyReader:
     def _ended_count(self) -> int:
         return sum(frozen.state.is_finished() for frozen in self._stored.trials())
 
-    def importances(self) -> dict[str, float]:
-        """Share of the objective's variance that each key explains (fANOVA); empty where too little is known."""
+    def importances(self, place: int = 0) -> dict[str, float]:
+        """Share of the variance of the objective at this place that each key explains (fANOVA); empty where too little
+        is known. Of more than MOST_FOR_IMPORTANCES complete trials an even sample is taken: its forests take minutes
+        for more, and their answer no longer changes."""
         import optuna
 
+        from lorasweep.search.views import view_study
+
         complete = [frozen for frozen in self._stored.trials() if frozen.state == optuna.trial.TrialState.COMPLETE]
-        if len(complete) < NEEDED_FOR_IMPORTANCES or len({frozen.values[0] for frozen in complete}) < 2:
+        if len(complete) < NEEDED_FOR_IMPORTANCES or len({frozen.values[place] for frozen in complete}) < 2:
             return {}
         if not set.intersection(*(set(frozen.params) for frozen in complete)):
             return {}
+        every = max(1, len(complete) / MOST_FOR_IMPORTANCES)
+        sample = [complete[int(index * every)] for index in range(int(len(complete) / every))]
+        view, _ = view_study(self.name, self.direction, sample)
         evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
         shares = optuna.importance.get_param_importances(
-            self._study, evaluator=evaluator, target=lambda frozen: frozen.values[0]
+            view, evaluator=evaluator, target=lambda frozen: frozen.values[place]
         )
         return {key: float(share) for key, share in shares.items()}
+
+    def rungs_survived(self) -> dict[int, tuple[int, int]]:
+        """Rung in training samples -> (trials that were judged there, those of them that went on), ascending."""
+        found: dict[int, list[bool]] = {}
+        for frozen in self._stored.trials():
+            for samples, report in reports_of(frozen).items():
+                found.setdefault(samples, []).append(report.keep)
+        return {samples: (len(kept), sum(kept)) for samples, kept in sorted(found.items())}

@@ -354,6 +354,21 @@ class Pack:
             events.append(Finished(*ended, slot.seconds, slot.eval_seconds))
         return events
 
+    def evaluate_untrained(self, number: int) -> dict[str, float]:
+        """Metrics of a trial before its first step: the base with its head as it starts. Empty where the trial waits
+        for room, or where the evaluation fails: the trial's own evaluations then say why."""
+        if self.roster.waiting(number) is not None:
+            return {}
+        with self.lanes.one_core():
+            slot = self.roster.slot(number)
+            try:
+                found = evaluate(self.engine, self.task, self.validation, [slot], self.limits.tokens, self.lanes)
+            except Exception as error:
+                if is_out_of_memory(error):
+                    free_memory(self.base.device)
+                return {}
+        return dict(found[0][0])
+
     def _better(self, value: float, than: float) -> bool:
         return value > than if self.objective.direction == "maximize" else value < than
 

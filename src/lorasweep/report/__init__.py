@@ -1,0 +1,112 @@
+"""The report of a sweep: one self-contained HTML page and the same pictures as PNG files.
+
+Reads the study and the local spool alone, so it works while a sweep runs and opens without a network; how each picture
+is read stands in docs/report.md. Rooms: `material` (what is read), `objective`, `curves`, `space` (pictures), `tables`,
+`cost` (texts), `page` and `plotly_page` (HTML), `png` (files). Neighbours: `leaderboard`, `tracking_files`
+(keeps a copy on the sweep's own run), `cli` and `sweep` (call).
+"""
+
+from __future__ import annotations
+
+import html
+from pathlib import Path
+
+from lorasweep.config import compose
+from lorasweep.config.home import Folders, Home
+from lorasweep.live import format_seconds
+from lorasweep.report import cost, curves, objective, page, png, space, tables
+from lorasweep.report.material import Material
+from lorasweep.report.page import Section
+from lorasweep.report.pictures import Picture
+from lorasweep.search.study import SweepStudy
+
+
+def write(name: str, overrides: list[str], out: Path | None = None) -> Path:
+    """Write the report of a sweep and keep a copy on the sweep's own MLflow run.
+
+    Raises:
+        UsageError: no sweep of this name was ever started.
+    """
+    home = Home.find()
+    folders = Folders(compose.tracking_folder(overrides, home))
+    return attach(SweepStudy.load(folders, name), folders, out)
+
+
+def attach(study: SweepStudy, folders: Folders, out: Path | None = None) -> Path:
+    """Write the page of a study to `out` (default: report.html beside the sweep's files), its pictures into a folder
+    beside it (report-pictures), and both to the sweep's own MLflow run; returns the page's path.
+
+    Raises:
+        StorageError: MLflow has no run of this sweep.
+    """
+    from lorasweep import tracking_files
+
+    path = (out or folders.sweep(study.name) / "report.html").resolve()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sections = compile_sections(Material.read(study, folders))
+    path.write_text(_page(study, sections), encoding="utf-8")
+    pictures = path.with_name(f"{path.stem}-pictures")
+    write_pictures([picture for section in sections for picture in section.pictures], pictures)
+    tracking_files.attach_to_sweep(folders, study.name, {"report/report.html": path, "report/pictures": pictures})
+    return path
+
+
+def render(study: SweepStudy, folders: Folders) -> str:
+    """The page as text."""
+    return _page(study, compile_sections(Material.read(study, folders)))
+
+
+def _page(study: SweepStudy, sections: list[Section]) -> str:
+    goals = "; ".join(f"{one.metric}, {one.direction}d" for one in study.goals.objectives)
+    kept = f"; ranked where {' and '.join(map(str, study.goals.constraints))}" if study.goals.constraints else ""
+    return page.render(f"Sweep {study.name}", goals + kept, sections)
+
+
+def compile_sections(material: Material) -> list[Section]:
+    """Everything that the page shows, in its order."""
+    return [
+        Section("summary", "Summary", facts(material), objective.pictures(material)),
+        Section("leaderboard", "Leaderboard", tables.leaderboard(material)),
+        Section("curves", "Curves", "", curves.pictures(material)),
+        Section("space", "What the swept values did", "", space.pictures(material)),
+        Section("models", "Models side by side", tables.models(material)),
+        Section("cost", "Cost and savings", costs(material)),
+    ]
+
+
+def write_pictures(pictures: list[Picture], folder: Path) -> None:
+    """Draw the pictures as KEY.png into a folder, whose earlier pictures go."""
+    if folder.is_dir():
+        for old in folder.glob("*.png"):
+            old.unlink()
+    folder.mkdir(parents=True, exist_ok=True)
+    for picture in pictures:
+        png.write(picture, folder / f"{picture.key}.png")
+
+
+def facts(material: Material) -> str:
+    """The headline numbers."""
+    study, board = material.study, material.board
+    counts = study.counts()
+    best = board.best
+    told = ", ".join(f"{count:,} {state}" for state, count in counts.items() if count)
+    shown = [
+        (
+            f"{best['value']:.4f}" if best else "none",
+            f"best {board.metric}" + (f", trial {best['trial']}" if best else ""),
+        ),
+        (f"{sum(counts.values()):,}", f"trials: {told}"),
+        (f"{sum(row['samples'] for row in board.rows):,}", "training samples"),
+        (format_seconds(study.seconds()), "of sweep"),
+    ]
+    cells = "".join(f"<div>{html.escape(value)}<span>{html.escape(label)}</span></div>" for value, label in shown)
+    return f'<div class="facts">{cells}</div>'
+
+
+def costs(material: Material) -> str:
+    """Cost and savings as a list."""
+    lines = [
+        f"<dt>{html.escape(f'{saving.figure} {saving.what}')}</dt><dd>{html.escape(saving.rests_on)}</dd>"
+        for saving in cost.savings(material)
+    ]
+    return f"<dl>{''.join(lines)}</dl>"
