@@ -15,7 +15,7 @@ LAYERS = [
     ("planning", "promotion", "ui", "doctor", "control"),
     ("sweep",),
     ("closing",),
-    ("report", "forking", "prechecks"),
+    ("report", "forking", "prechecks", "publishing"),
     ("leaderboard", "registry", "live"),
     ("launchers",),
     ("worker",),

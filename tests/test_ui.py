@@ -19,7 +19,6 @@ from lorasweep import ui
 from lorasweep.errors import LorasweepError, UsageError
 from lorasweep.records import TrialRecord, TrialState
 from lorasweep.tracking import Tracker
-from lorasweep.tracking_view import LONGEST_TAG, address, param_name, saved_view
 from trackkit import Counts, Folders, search_data, sweep_config
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -118,20 +117,3 @@ def test_a_taken_port_moves_on_and_a_dead_server_is_explained(tmp_path: Path) ->
     dead.wait()
     with pytest.raises(LorasweepError, match="no such option"):
         ui.wait_until_up(dead, port, log)
-
-
-def test_the_saved_view_fits_and_sorts_in_the_objectives_direction() -> None:
-    view = json.loads(saved_view("eval/loss", "minimize", ["optimizer.lr"], 5))
-    state = json.loads(view["state"])
-    assert view["name"] == "Leaderboard" and state["orderByAsc"] is True
-    assert state["orderByKey"] == state["selectedColumns"][0] == "metrics.`eval/loss`"
-    assert (
-        state["selectedColumns"].count("metrics.`eval/loss`") == 1
-        and "params.`optimizer.lr`" in state["selectedColumns"]
-    )
-    huge = saved_view("eval/loss", "minimize", [f"group{i}.{'x' * 100}" for i in range(400)], 5)
-    assert len(huge) <= LONGEST_TAG and "metrics.`eval/accuracy`" in huge
-    assert param_name("optimizer.lr") == "optimizer.lr" and param_name("+model@x=y") == "_model_x_y"
-    assert address(5000, "7").endswith(
-        "/#/experiments/7/runs?workflowType=machine_learning&viewStateShareKey=leaderboard"
-    )

@@ -131,6 +131,7 @@ def build_parser() -> argparse.ArgumentParser:
     ui = command("ui", _ui, "the MLflow UI on 127.0.0.1, opened at the sweep's leaderboard")
     ui.add_argument("name", nargs="?", help="the sweep to open; default: the newest")
     ui.add_argument("--port", type=int, default=5000)
+    ui.add_argument("--view", choices=("leaderboard", "curves", "finalists", "failures"), default="leaderboard")
     stop = command("stop", _stop, "end a running trial now, with what it has")
     copy = command("clone", _clone, "train a trial's point again with some values changed, beside the budget")
     for acts in (stop, copy):
@@ -261,7 +262,7 @@ def _predict(arguments: argparse.Namespace, overrides: list[str]) -> int:
 def _ui(arguments: argparse.Namespace, overrides: list[str]) -> int:
     from lorasweep import ui
 
-    return ui.serve(arguments.name, overrides, port=arguments.port, as_json=arguments.json)
+    return ui.serve(arguments.name, overrides, arguments.port, arguments.json, arguments.view)
 
 
 def _stop(arguments: argparse.Namespace, overrides: list[str]) -> int:

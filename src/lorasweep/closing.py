@@ -2,7 +2,7 @@
 
 A kill may come between the last trial's end and the sweep's: the next start finds nothing left to train, and closes.
 The study notes how many trials had ended when it was closed, so that nothing is done twice, also not by two processes
-that end at the same moment. Neighbours: `sweep` (calls), `tracking`, `report`.
+that end at the same moment. Neighbours: `sweep` (calls), `tracking`, `report`, `publishing`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import Any
 
-from lorasweep import failpoints, leaderboard, report
+from lorasweep import failpoints, leaderboard, publishing, report
 from lorasweep.config import compose
 from lorasweep.errors import LorasweepError
 from lorasweep.posts import Post
@@ -27,6 +27,7 @@ def close(study: SweepStudy, tracker: Tracker, post: Post) -> None:
         tracker.close_sweep(summary(study))
         failpoints.reach("sweep-ended")
         report.attach(study, study.folders)
+        publishing.publish(study, study.folders)
         study.note_closed()
 
 

@@ -39,9 +39,10 @@ from lorasweep.tracking_entities import (
     text_of,
 )
 from lorasweep.tracking_files import artifact_folder, place, write_text
+from lorasweep.tracking_publish import store_views
 from lorasweep.tracking_runs import RUNNING, Runs, who
 from lorasweep.tracking_store import is_writable, open_client, open_experiment, readable_errors
-from lorasweep.tracking_view import TAG, param_name, saved_view
+from lorasweep.tracking_view import USUAL_KEYS, Shown, param_name
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -101,12 +102,12 @@ class Tracker:
     # -- the sweep --------------------------------------------------------------------------------------------------
 
     def open_sweep(self, config: Config, config_yaml: str, space_keys: list[str]) -> None:
-        """Create or continue the experiment, the sweep's own run and the saved view. Once, before any worker starts."""
+        """Create or continue the experiment, the sweep's own run and the views. Once, before any worker starts."""
         objective = config.sweep.objective
         self.connect()
         with readable_errors(f"open the run of sweep {self.sweep}"):
-            view = saved_view(objective.metric, objective.direction, space_keys or DEFAULT_COLUMNS, now_ms())
-            self.client.set_experiment_tag(self.experiment_id, TAG, view)
+            goals = [(one.metric, one.direction) for one in config.sweep.objectives or [objective]]
+            store_views(self.client, self.experiment_id, Shown(goals, space_keys or list(USUAL_KEYS)), missing=True)
             tags = {
                 "lorasweep.kind": "sweep",
                 "lorasweep.sweep": self.sweep,
@@ -332,7 +333,6 @@ class Tracker:
 
 
 RETRY_SECONDS = 2.0  # between questions whether a database that failed is back
-DEFAULT_COLUMNS = ["optimizer.lr", "adapter.r", "train.batch_size", "train.max_steps"]
 
 
 def now_ms() -> int:

@@ -1,7 +1,8 @@
 """`lorasweep ui`: MLflow's own page on 127.0.0.1, opened at a sweep's saved leaderboard.
 
 What a dead process left in the spool is sent to MLflow first, so that the page shows everything that was reported.
-Neighbours: `tracking_readers` (replay, experiments), `tracking_view` (the address), `cli` (calls).
+Neighbours: `tracking_readers` (replay, experiments), `tracking_view` (the address), `publishing`,
+`cli` (calls).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import webbrowser
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lorasweep.errors import LorasweepError, UsageError, nearest
+from lorasweep.errors import LorasweepError, StorageError, UsageError, nearest
 
 if TYPE_CHECKING:
     from lorasweep.config.home import Folders
@@ -27,10 +28,13 @@ STARTUP_SECONDS = 90
 PORTS_TRIED = 20
 
 
-def serve(name: str | None, overrides: list[str], port: int = 5000, as_json: bool = False) -> int:
-    """Start MLflow's server, print the address of the leaderboard, and stay until Ctrl-C; returns the exit code.
+def serve(
+    name: str | None, overrides: list[str], port: int = 5000, as_json: bool = False, view: str = "leaderboard"
+) -> int:
+    """Start MLflow's server, print the address of a saved view, and stay until Ctrl-C; returns the exit code.
 
-    `name` None: the sweep that was written to last. With `as_json` the first line is `{"url", "sweep", "pid"}`.
+    `name` None: the sweep that was written to last. `view`: one of `tracking_view.VIEWS`. With `as_json` the first line
+    is `{"url", "sweep", "pid"}`.
 
     Raises:
         UsageError: nothing was tracked here yet, no such sweep, or no free port.
@@ -39,20 +43,21 @@ def serve(name: str | None, overrides: list[str], port: int = 5000, as_json: boo
     from lorasweep import tracking_readers
     from lorasweep.config.compose import tracking_folder
     from lorasweep.config.home import Folders, Home
-    from lorasweep.tracking_view import address
+    from lorasweep.tracking_view import VIEWS, address
 
     folders = Folders(tracking_folder(overrides, Home.find()))
     sweep, experiment_id = find_sweep(folders, name)
     tracking_readers.replay(folders, sweep)
+    refresh(folders, sweep)
     port = free_port(port)
-    url = address(port, experiment_id)
+    url = address(port, experiment_id, view)
     server, log = start(folders, port)
     try:
         wait_until_up(server, port, log)
         if as_json:
             print(json.dumps({"url": url, "sweep": sweep, "pid": server.pid}), flush=True)
         else:
-            print(f"Leaderboard of {sweep}: {url}\nCtrl-C stops the server.", flush=True)
+            print(f"{VIEWS[view]} of {sweep}: {url}\nCtrl-C stops the server.", flush=True)
         if on_a_desktop():
             webbrowser.open(url)
         return server.wait()
@@ -60,6 +65,19 @@ def serve(name: str | None, overrides: list[str], port: int = 5000, as_json: boo
         return 0
     finally:
         stop(server)
+
+
+def refresh(folders: Folders, sweep: str) -> None:
+    """Bring the sweep's views and descriptions up to date. Where that cannot be done now, the page shows older ones."""
+    from lorasweep import publishing
+    from lorasweep.search.study import SweepStudy
+
+    if sweep not in SweepStudy.names(folders):  # tracked, but its study was moved away
+        return
+    try:
+        publishing.publish(SweepStudy.load(folders, sweep), folders)
+    except StorageError as error:
+        print(f"lorasweep: the page may be behind: {error}", file=sys.stderr)
 
 
 def find_sweep(folders: Folders, name: str | None) -> tuple[str, str]:

@@ -362,7 +362,7 @@ class Pack:
         with self.lanes.one_core():
             slot = self.roster.slot(number)
             try:
-                found = evaluate(self.engine, self.task, self.validation, [slot], self.limits.tokens, self.lanes)
+                found = evaluate(self.engine, self.task, self.sheets, [slot], self.limits.tokens, self.lanes)
             except Exception as error:
                 if is_out_of_memory(error):
                     free_memory(self.base.device)
