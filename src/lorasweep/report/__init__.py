@@ -1,8 +1,8 @@
 """The report of a sweep: one self-contained HTML page and the same pictures as PNG files.
 
 Reads the study and the local spool alone, so it works while a sweep runs and opens without a network; how each picture
-is read stands in docs/report.md. Rooms: `material` (what is read), `objective`, `curves`, `space` (pictures), `tables`,
-`cost` (texts), `page` and `plotly_page` (HTML), `png` (files). Neighbours: `leaderboard`, `tracking_files`
+is read stands in docs/report.md. Rooms: `material` (what is read), `objective`, `curves`, `space`, `quality` (drawn),
+`tables`, `cost` (told), `page` and `plotly_page` (HTML), `png` (files). Neighbours: `leaderboard`, `tracking_files`
 (keeps a copy on the sweep's own run), `cli` and `sweep` (call).
 """
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from lorasweep.config import compose
 from lorasweep.config.home import Folders, Home
 from lorasweep.live import format_seconds
-from lorasweep.report import cost, curves, objective, page, png, space, tables
+from lorasweep.report import cost, curves, objective, page, png, quality, space, tables
 from lorasweep.report.material import Material
 from lorasweep.report.page import Section
 from lorasweep.report.pictures import Picture
@@ -69,6 +69,7 @@ def compile_sections(material: Material) -> list[Section]:
         Section("leaderboard", "Leaderboard", tables.leaderboard(material)),
         Section("curves", "Curves", "", curves.pictures(material)),
         Section("space", "What the swept values did", "", space.pictures(material)),
+        Section("quality", "What the best gets right", "", quality.pictures(material)),
         Section("models", "Models side by side", tables.models(material)),
         Section("cost", "Cost and savings", costs(material)),
     ]
@@ -88,19 +89,27 @@ def facts(material: Material) -> str:
     """The headline numbers."""
     study, board = material.study, material.board
     counts = study.counts()
-    best = board.best
     told = ", ".join(f"{count:,} {state}" for state, count in counts.items() if count)
     shown = [
-        (
-            f"{best['value']:.4f}" if best else "none",
-            f"best {board.metric}" + (f", trial {best['trial']}" if best else ""),
-        ),
+        (f"{board.best['value']:.4f}" if board.best else "none", f"best {board.metric}{_about_the_best(material)}"),
         (f"{sum(counts.values()):,}", f"trials: {told}"),
         (f"{sum(row['samples'] for row in board.rows):,}", "training samples"),
         (format_seconds(study.seconds()), "of sweep"),
     ]
     cells = "".join(f"<div>{html.escape(value)}<span>{html.escape(label)}</span></div>" for value, label in shown)
     return f'<div class="facts">{cells}</div>'
+
+
+def _about_the_best(material: Material) -> str:
+    """Which trial it is, how sure that is, and how many others may be as good."""
+    best = material.board.best
+    if best is None:
+        return ""
+    interval = best.get("interval")
+    sure = f", {interval[0]:.4f} to {interval[1]:.4f} with 95% confidence" if interval else ""
+    tied = sum(bool(row.get("tied")) for row in material.board.rows if row is not best)
+    others = f"; {tied:,} other{'s are' if tied > 1 else ' is'} statistically tied with it" if tied else ""
+    return f", trial {best['trial']}{sure}{others}"
 
 
 def costs(material: Material) -> str:

@@ -18,6 +18,7 @@ from lorasweep.config.home import Folders
 from lorasweep.config.schema import ObjectiveConfig
 from lorasweep.records import TrialRecord, TrialState
 from lorasweep.search.study import SweepStudy
+from lorasweep.stats import Results
 
 MOST_CURVES = 100  # trials whose curves are drawn; more lines are a blot
 MOST_CURVE_POINTS = 80  # of one line
@@ -59,9 +60,14 @@ class Material:
         return [row["trial"] for row in self.board.rows if row["rank"] is not None]
 
     @cached_property
+    def repeated(self) -> dict[int, dict[str, Any]]:
+        """Trials that were repeated over seeds, in the order of the leaderboard -> what came of it, as in its rows."""
+        return {row["trial"]: row["finalist"] for row in self.board.rows if row.get("finalist")}
+
+    @cached_property
     def finalists(self) -> list[int]:
-        """The best trials, whose curves are drawn apart."""
-        return self.ranked[:FINALISTS]
+        """The trials that were repeated over seeds, else the best; their curves are drawn apart."""
+        return list(self.repeated) or self.ranked[:FINALISTS]
 
     @cached_property
     def values(self) -> dict[int, list[float]]:
@@ -87,6 +93,10 @@ class Material:
             for key, curve in read_curves(path, self.records[trial].samples).items():
                 found.setdefault(key, {})[trial] = curve
         return found
+
+    def results(self, trial: int) -> Results | None:
+        """What a trial answered to each validation row; None where that is not kept."""
+        return None
 
     @cached_property
     def drawn(self) -> list[int]:

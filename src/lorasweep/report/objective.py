@@ -15,7 +15,7 @@ def pictures(material: Material) -> list[Picture]:
     """Those for which there is something to show."""
     found: list[Picture | None] = [over_trials(material, place) for place in range(len(material.objectives))]
     found += [trade_off(material, place) for place in range(1, len(material.objectives))]
-    found.append(rungs(material))
+    found += [repeats(material), rungs(material)]
     return [picture for picture in found if picture is not None]
 
 
@@ -97,6 +97,38 @@ def trade_off(material: Material, place: int) -> Plot | None:
         f"Green trials are beaten by no other in every objective at once; {directions}.",
         other.metric,
         first.metric,
+        series,
+    )
+
+
+def repeats(material: Material) -> Plot | None:
+    """What the finalists reached over fresh seeds, beside what they had reached in the search."""
+    if not material.repeated:
+        return None
+    metric = material.objectives[0].metric
+    names = {trial: f"trial {trial}" for trial in material.repeated}
+    seeds = [
+        (names[trial], float(value))
+        for trial, found in material.repeated.items()
+        for value in found.get("values") or []
+        if value is not None
+    ]
+    means = {trial: found.get("mean") for trial, found in material.repeated.items()}
+    first = {trial: material.records[trial].value for trial in material.repeated}
+    series = [
+        Series([name for name, _ in seeds], [value for _, value in seeds], "a fresh seed", "points", GREY, opacity=0.7),
+        Series(
+            [names[trial] for trial, mean in means.items() if mean is not None],
+            [mean for mean in means.values() if mean is not None], "mean of the fresh seeds", "points", GREEN,
+        ),
+        Series([names[trial] for trial in first], list(first.values()), "in the search", "points", AMBER),
+    ]  # fmt: skip
+    return Plot(
+        "finalists",
+        "Finalists over fresh seeds",
+        "The best trials trained again: an amber point above the green one is luck that the search had.",
+        "",
+        metric,
         series,
     )
 

@@ -15,6 +15,8 @@ from lorasweep import spool
 from lorasweep.records import TrialRecord
 from lorasweep.report.material import Material
 
+SURE = ("95% interval", "against the first")
+FACTS = {"peak_memory_bytes": "peak memory, bytes", "cost": "cost"}
 MOST_ROWS = 300
 MOST_MODELS = 10
 METRICS = ("eval/accuracy", "eval/f1", "eval/roc_auc", "eval/loss")
@@ -50,20 +52,24 @@ def leaderboard(material: Material) -> str:
     board = material.board
     rows = board.rows[:MOST_ROWS]
     metrics = sorted({key for row in rows for key in row["metrics"]} - {board.metric})
-    head = ["rank", "trial", "state", board.metric, *material.keys, *metrics]
-    head += ["trainable", "total", "samples", "seconds", "why"]
+    facts = {key: title for key, title in FACTS.items() if any(row.get(key) is not None for row in rows)}
+    head = ["rank", "trial", "state", board.metric, *SURE, *material.keys, *metrics]
+    head += ["trainable", "total", "samples", "seconds", *facts.values(), "why"]
     cells = [
         [
             row["rank"],
             row["trial"],
             row["state"] + (" ◆" if row.get("pareto") else ""),
             row["value"],
+            _interval(row.get("interval")),
+            _tie(row),
             *(row["params"].get(key) for key in material.keys),
             *(row["metrics"].get(key) for key in metrics),
             row["trainable_params"],
             row["total_params"],
             row["samples"],
             round(float(row["train_seconds"]), 1),
+            *(row.get(key) for key in facts),
             row["reason"],
         ]
         for row in rows
@@ -72,6 +78,17 @@ def leaderboard(material: Material) -> str:
     left = len(board.rows) - len(rows)
     note = f"<p>And {left:,} more: <code>lorasweep leaderboard {html.escape(board.sweep)}</code></p>" if left else ""
     return table(head, cells, kinds) + note
+
+
+def _interval(ends: Any) -> str:
+    return f"{ends[0]:.4f} to {ends[1]:.4f}" if ends else ""
+
+
+def _tie(row: dict[str, Any]) -> str:
+    """Whether a row may be as good as the first one."""
+    if row["rank"] is None or row.get("tied") is None:
+        return ""
+    return "tied" if row["tied"] else "worse"
 
 
 def models(material: Material) -> str:
