@@ -43,7 +43,13 @@ def of_all(material: Material, metric: str, title: str) -> Plot | None:
     best = material.ranked[0] if material.ranked else None
     others = {trial: curve for trial, curve in curves.items() if trial != best}
     opacity = 0.55 if len(others) <= 30 else 0.4
-    series = [_joined(others, opacity)] if others else []
+    lines = {trial: curve for trial, curve in others.items() if len(curve.values) > 1}
+    points = {trial: curve for trial, curve in others.items() if len(curve.values) == 1}  # pruned at the first rung
+    series = [_joined(lines, opacity)] if lines else []
+    if points:
+        ends = [(curve.samples[0], curve.values[0]) for curve in points.values()]
+        notes = [f"trial {trial}" for trial in points]
+        series.append(Series([x for x, _ in ends], [y for _, y in ends], "", "points", BLUE, opacity=0.5, notes=notes))
     if best in curves:
         assert best is not None
         line = curves[best]

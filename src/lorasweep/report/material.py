@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from lorasweep import leaderboard, spool
+from lorasweep import leaderboard, results, spool
 from lorasweep.config.home import Folders
 from lorasweep.config.schema import ObjectiveConfig
 from lorasweep.records import TrialRecord, TrialState
@@ -95,8 +95,9 @@ class Material:
         return found
 
     def results(self, trial: int) -> Results | None:
-        """What a trial answered to each validation row; None where that is not kept."""
-        return None
+        """What a trial answered to each validation row; None where that is not kept, or is no choice of classes."""
+        found = results.read(self.folders, self.study.name, trial)
+        return None if found is None or found.probabilities.shape[1] < 2 else found
 
     @cached_property
     def drawn(self) -> list[int]:

@@ -17,6 +17,7 @@ from lorasweep.report.pictures import BLUE, GREEN, GREY, PALETTE, Axis, Bars, Gr
 
 DIGITS = 5  # significant ones; more are not seen in a picture, and the page would be twice as large
 SCALE = [[0.0, "#dbe7f3"], [0.5, "#5b93c7"], [1.0, "#12395f"]]
+POINTS = [[0.0, "#9cc0e2"], [1.0, "#12395f"]]  # none so pale that it is lost on white
 AXIS = {"gridcolor": "#e8ecf0", "zeroline": False, "automargin": True}
 
 
@@ -38,7 +39,8 @@ def figure(picture: Picture) -> dict[str, Any]:
         if picture.diagonal:
             data.insert(0, _scatter(Series([0, 1], [0, 1], "chance", color=GREY, width=1)))
         named = [series for series in picture.series if series.name]
-        layout |= {"showlegend": len(named) > 1, "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}}
+        legend = len(named) > 1 or picture.diagonal
+        layout |= {"showlegend": legend, "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}}
         return {"data": data, "layout": layout}
     if isinstance(picture, Bars):
         return {"data": _bars(picture), "layout": layout | _bar_layout(picture)}
@@ -87,7 +89,7 @@ def _scatter(series: Series) -> dict[str, Any]:
     }
     if series.style == "points":
         color: Any = [short(value) for value in series.heat] if series.heat else series.color
-        trace |= {"mode": "markers", "marker": {"color": color, "size": 6, "colorscale": SCALE}}
+        trace |= {"mode": "markers", "marker": {"color": color, "size": 6, "colorscale": POINTS}}
     else:
         few = sum(y is not None for y in series.y) <= 20 and None not in series.y
         trace |= {"mode": "lines+markers" if few and series.width >= 2 else "lines", "marker": {"size": 5}}

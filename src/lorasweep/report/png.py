@@ -61,7 +61,7 @@ def _plot(picture: Plot, axes: Axes) -> None:
     axes.set_xlabel(plain(picture.x, 80))
     axes.set_ylabel(plain(picture.y, 60))
     axes.grid(color="#e8ecf0", linewidth=0.8)
-    if sum(bool(series.name) for series in picture.series) > 1:
+    if picture.diagonal or sum(bool(series.name) for series in picture.series) > 1:
         axes.legend(frameon=False, fontsize=8)
 
 
@@ -72,7 +72,7 @@ def _series(series: Series, axes: Axes) -> None:
     if series.style == "points":
         look: dict[str, Any] = {"c": series.heat, "cmap": "Blues"} if series.heat else {"color": series.color}
         if series.heat:
-            look |= {"vmin": min(series.heat) - 0.3 * (max(series.heat) - min(series.heat) or 1)}
+            look |= {"vmin": min(series.heat) - 0.6 * (max(series.heat) - min(series.heat) or 1)}
         axes.scatter(xs, ys, s=18, alpha=series.opacity, label=label, zorder=3, **look)
         return
     style = "steps-post" if series.style == "steps" else "default"
