@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import math
 import random
-from dataclasses import asdict
+import sqlite3
+from contextlib import closing
 
-import optuna
-from optuna.storages import InMemoryStorage
-from optuna.trial import FrozenTrial, create_trial
+from optuna.distributions import BaseDistribution, distribution_to_json
 
 from lorasweep import spool
 from lorasweep.config.home import Folders
@@ -42,26 +41,25 @@ def config_of(name: str, several: bool) -> Config:
 
 
 def build(folders: Folders, trials: int, name: str = "made", several: bool = False, curves: bool = True) -> SweepStudy:
-    """A study of so many trials in memory, and the spools of theirs on disk."""
+    """A stored study of so many trials, written straight into its database, and the spools of theirs."""
     config, draw = config_of(name, several), random.Random(7)
-    directions = ["maximize", "minimize"] if several else ["maximize"]
-    study = optuna.create_study(study_name=name, storage=InMemoryStorage(), directions=directions)
-    about = {"identity": {}, "overrides": [], "sweep_file": name, "config": asdict(config)}
-    study.set_user_attr("lorasweep", json.dumps(about))
-    study.set_user_attr("lorasweep.seconds", json.dumps(trials * 0.7))
-    study.set_user_attr("lorasweep.slots", json.dumps(8))
     space = parse_space(config.sweep.space, config)
     distributions = {dimension.key: dimension.distribution for dimension in space.dimensions}
-    for number in range(trials):
-        record, values = _trial(number, draw)
-        study.add_trial(_frozen(record, values, distributions, several))
-        if curves:
-            _write_spool(folders, name, record)
-    return SweepStudy(folders, study, about)
+    study = SweepStudy.open(folders, config, space, {"made": "up"}, [], sweep_file=name)
+    study.add_seconds(trials * 0.7)
+    study.keep_slots(8)
+    with closing(sqlite3.connect(folders.study_db)) as database, database:
+        ((study_id,),) = database.execute("select study_id from studies where study_name = ?", (name,))
+        ((before,),) = database.execute("select coalesce(max(trial_id), 0) from trials")
+        for number in range(trials):
+            record = _trial(number, draw)
+            _insert(database, study_id, before + 1 + number, record, distributions, several)
+            if curves:
+                _write_spool(folders, name, record)
+    return SweepStudy.load(folders, name)
 
 
-def _trial(number: int, draw: random.Random) -> tuple[TrialRecord, list[float]]:
-    """One trial's record, and its accuracy at its end or where it was stopped."""
+def _trial(number: int, draw: random.Random) -> TrialRecord:
     lr, rank = 10 ** draw.uniform(-4, -1), draw.choice((2, 4, 8, 16))
     steps = draw.choice((50, 100, 150, 200))
     params = {
@@ -87,24 +85,45 @@ def _trial(number: int, draw: random.Random) -> tuple[TrialRecord, list[float]]:
         record.reason = f"diverged: the loss is nan at step {number % 40 + 2}"
     elif state is TrialState.PRUNED:
         record.reason = f"rung 256 samples: eval/accuracy {value} is not the best there"
-    return record, [value, float(record.trainable_params)]
+    return record
 
 
-def _frozen(record: TrialRecord, values: list[float], distributions: dict, several: bool) -> FrozenTrial:
+def _insert(
+    database: sqlite3.Connection,
+    study_id: int,
+    trial_id: int,
+    record: TrialRecord,
+    distributions: dict[str, BaseDistribution],
+    several: bool,
+) -> None:
     attributes = {"params": record.params, "run_id": record.run_id, "record": record.to_json()}
-    if record.state is not TrialState.FAILED:
+    if record.value is not None:
         reached = [rung for rung in RUNGS if rung <= record.samples]
         for rung in reached:
             keep = record.state is TrialState.COMPLETE or rung != reached[-1]
-            attributes[attribute(rung)] = Report(values[0], keep).to_json()
+            attributes[attribute(rung)] = Report(record.value, keep).to_json()
+    values = [record.value, float(record.trainable_params)][: 2 if several else 1]
+    if record.state is not TrialState.COMPLETE:
+        values = []
     state = {"complete": "COMPLETE", "pruned": "PRUNED", "failed": "FAIL"}[str(record.state)]
-    return create_trial(
-        state=optuna.trial.TrialState[state],
-        params=record.params,
-        distributions=distributions,
-        values=values[: 2 if several else 1] if state == "COMPLETE" else None,
-        intermediate_values={256: values[0]} if state == "PRUNED" and not several else {},
-        user_attrs={key: json.dumps(value) for key, value in attributes.items()},
+    database.execute(
+        "insert into trials (trial_id, number, study_id, state) values (?, ?, ?, ?)",
+        (trial_id, record.trial, study_id, state),
+    )
+    database.executemany(
+        "insert into trial_user_attributes (trial_id, key, value_json) values (?, ?, ?)",
+        [(trial_id, key, json.dumps(json.dumps(value))) for key, value in attributes.items()],
+    )
+    database.executemany(
+        "insert into trial_params (trial_id, param_name, param_value, distribution_json) values (?, ?, ?, ?)",
+        [
+            (trial_id, key, distribution.to_internal_repr(record.params[key]), distribution_to_json(distribution))
+            for key, distribution in distributions.items()
+        ],
+    )
+    database.executemany(
+        "insert into trial_values (trial_id, objective, value, value_type) values (?, ?, ?, 'FINITE')",
+        [(trial_id, place, value) for place, value in enumerate(values)],
     )
 
 
