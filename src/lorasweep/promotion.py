@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from lorasweep import registry
 from lorasweep.config import compose
 from lorasweep.config.home import Folders, Home
-from lorasweep.errors import UsageError
+from lorasweep.errors import PromotionRefused, UsageError
 from lorasweep.registry import PromotionResult
 from lorasweep.search.study import SweepStudy
 
@@ -41,6 +41,11 @@ def promote(
     study = SweepStudy.load(folders, name)
     record = registry.choose(study.records(), study.direction, trial)
     config = compose.compose_trial([*study.overrides, *overrides], study.sweep_file, record.params, home)
+    if config.task.kind != "classify":
+        raise PromotionRefused(
+            f"task={config.task.kind}: only classifiers are served from the registry so far. The adapter of trial "
+            f"{record.trial} is the artifact `adapter` of run {record.run_id}; peft.PeftModel.from_pretrained opens it"
+        )
     config.sweep = study.config.sweep
     data = load_search_data(config.data)
     candidate = registry.Candidate(

@@ -86,6 +86,7 @@ def _cross_problems(config: Config) -> Iterator[str]:
             check_name(config.sweep.name, "sweep name")
         except ConfigError as error:
             yield str(error)
+    yield from _task_problems(config)
     classes = len(config.data.label_names) or (config.data.classes if config.data.kind == "demo_reviews" else 2)
     if config.task.average == "binary" and classes != 2:
         yield f"`task.average`=binary needs two classes, the data have {classes}; use macro or weighted"
@@ -100,7 +101,7 @@ def _cross_problems(config: Config) -> Iterator[str]:
 def _data_problems(config: Config) -> Iterator[str]:
     data = config.data
     if data.kind == "file" and not data.train:
-        yield "`data=file` needs `data.train=PATH` (csv, tsv, jsonl or parquet)"
+        yield "`data=file` needs `data.train=PATH` (csv, tsv, json, jsonl or parquet)"
     if data.kind == "hub" and not data.hub_id:
         yield "`data.kind=hub` needs `data.hub_id`, for example stanfordnlp/imdb"
     if data.delimiter is not None and len(data.delimiter) != 1:
@@ -111,6 +112,27 @@ def _data_problems(config: Config) -> Iterator[str]:
         yield f"`data.classes` must be 2 or 4, got {data.classes}"
     if data.test is not None and data.test in (data.train, data.validation):
         yield f"`data.test` must be another file than train and validation, got {data.test} twice: search never sees it"
+
+
+def _task_problems(config: Config) -> Iterator[str]:
+    task, data = config.task, config.data
+    allowed = {"instruct": ("score", "generate", "none"), "qa": ("generate", "extract")}.get(task.kind)
+    if allowed and task.predict not in allowed:
+        yield f"`task.predict` must be one of {', '.join(allowed)} for task={task.kind}, got {task.predict!r}"
+    if task.kind == "qa" and data.kind != "demo_qa" and not data.answers_column:
+        yield "`task=qa` needs `data.answers_column`, for example data=squad_v2 or data.answers_column=answers"
+    if task.kind == "qa" and data.kind != "demo_qa" and not data.pair_column:
+        yield "`task=qa` needs `data.pair_column`, the column of the context, beside `data.text_column`, the question's"
+    if task.kind == "classify" and data.output_column:
+        yield (
+            f"`data.output_column`={data.output_column} holds free responses, which no head can classify; use "
+            "task=instruct, or data.output_column=null with data.label_column"
+        )
+    if task.kind == "instruct" and data.output_column and task.predict == "score":
+        yield (
+            f"`task.predict`=score compares the responses of classes and `data.output_column`={data.output_column} "
+            "holds free ones; use task.predict=generate or none"
+        )
 
 
 def _pruner_problems(config: Config) -> Iterator[str]:

@@ -121,6 +121,17 @@ class DataConfig:
     text_column: str = option("text", "column of the text, or of the first text of a pair")
     pair_column: str | None = option(None, "column of the second text of a pair (a question's context); null: none")
     label_column: str = option("label", "column of the label")
+    answers_column: str | None = option(
+        None,
+        "column of a question's answers, as SQuAD has them ({text: [...], answer_start: [...]}; none: unanswerable), "
+        "or one answer as text; rows are then labelled answerable or unanswerable. Needed by task=qa",
+    )
+    instruction_column: str | None = option(
+        None, "column of a row's own instruction, for task=instruct; null: `task.instruction`"
+    )
+    output_column: str | None = option(
+        None, "column of a free response, for task=instruct; rows then have no label; null: the label is the response"
+    )
     label_names: list[str] = option(
         [], "names of the classes in the order of their ids; empty: found in the training rows, sorted"
     )
@@ -153,10 +164,48 @@ class DataConfig:
 class TaskConfig:
     """What the model is asked to do with a row. Group `task`."""
 
-    kind: str = option("classify", "classify: a head over the pooled row", choices=("classify",))
+    kind: str = option(
+        "classify",
+        "classify: a head over the pooled row; instruct: a causal language model is prompted and responds; qa: "
+        "questions on contexts, by a causal language model or by an encoder that marks the answer",
+        choices=("classify", "instruct", "qa"),
+    )
     average: str = option(
         "macro", "averaging of precision, recall and F1 over classes", choices=("macro", "weighted", "binary")
     )
+    predict: str = option(
+        "score",
+        "how an evaluation predicts. instruct: score (the class whose response is likeliest), generate (greedy "
+        "decoding, read strictly) or none (loss alone); qa: generate, or extract (an encoder's start and end)",
+        choices=("score", "generate", "extract", "none"),
+    )
+    template: str = option(
+        "alpaca",
+        "prompt of instruct and of generated answers: alpaca, plain or question, or a text with the slots {input} (or "
+        "{text} and {pair}, {question} and {context}), {instruction}, {labels}",
+    )
+    template_without_input: str = option(
+        "", "prompt of rows whose input is empty, where `template` is a text; empty: `template`"
+    )
+    instruction: str = option(
+        "", "what the model is told to do, where no column says it; empty: to name one of the classes, or to answer"
+    )
+    verbalizer: dict[str, str] = option({}, "label name -> the response that stands for it; empty: the name itself")
+    score: str = option(
+        "sum", "predict=score: a response's log-likelihood, summed or the mean of its tokens", choices=("sum", "mean")
+    )
+    score_end: bool = option(
+        True, "predict=score: a response's end-of-text token counts too, so that no response is part of another"
+    )
+    max_new_tokens: int = option(32, "predict=generate: tokens of a response, at most", above=0)
+    no_answer: str = option("unanswerable", "qa: the response that says that there is no answer")
+    no_answer_threshold: float = option(
+        1.0, "qa: a probability of no answer above this one counts as none given", at_least=0, at_most=1
+    )
+    text_metrics: bool = option(True, "BLEU, ROUGE and METEOR of generated and extracted texts, too")
+    stride: int = option(64, "predict=extract: tokens that neighbouring windows of a long context share", at_least=0)
+    max_answer_tokens: int = option(30, "predict=extract: tokens of an answer, at most", above=0)
+    n_best: int = option(20, "predict=extract: starts and ends that are combined, the best so many of each", above=0)
 
 
 @dataclass

@@ -12,7 +12,8 @@ import json
 import logging
 import os
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+EXTRA = "extra."
 FORMAT = "1"  # of the cache files; a change makes all older ones stale
 
 
@@ -31,8 +33,9 @@ class Encoded:
     """Token ids of many rows, end to end, without padding.
 
     ids (tokens,) int64; offsets (rows + 1,) int64: row i is ids[offsets[i]:offsets[i + 1]], never empty;
-    labels (rows,) int64; type_ids (tokens,) int64, None where the tokenizer has none; truncated_rows counts the rows
-    that were cut to max_length.
+    labels (rows,) or (rows, n) int64, of a causal language model (tokens,); type_ids (tokens,) int64, None where the
+    tokenizer has none; truncated_rows counts the rows that were cut to max_length. extras: what a task keeps beside,
+    one entry a row or a token; notes: what to tell people about the rows, one sentence each.
     """
 
     ids: torch.Tensor
@@ -40,9 +43,11 @@ class Encoded:
     labels: torch.Tensor
     type_ids: torch.Tensor | None
     truncated_rows: int
+    extras: dict[str, torch.Tensor] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.offsets) - 1
 
     @property
     def lengths(self) -> torch.Tensor:
@@ -54,7 +59,7 @@ class Encoded:
         return self.ids[self.offsets[number] : self.offsets[number + 1]]
 
     def select(self, rows: torch.Tensor) -> Encoded:
-        """The given rows (n,) int64, in the given order, copied; `truncated_rows` stays the count of the whole."""
+        """The given rows (n,) int64, in the given order, copied; `truncated_rows` and `notes` stay the whole's."""
         import torch
 
         lengths = self.lengths[rows]
@@ -64,7 +69,13 @@ class Encoded:
         shift = torch.repeat_interleave(self.offsets[rows] - offsets[:-1], lengths)
         tokens = torch.arange(int(offsets[-1])) + shift
         type_ids = None if self.type_ids is None else self.type_ids[tokens]
-        return Encoded(self.ids[tokens], offsets, self.labels[rows], type_ids, self.truncated_rows)
+
+        def of_rows(tensor: torch.Tensor) -> torch.Tensor:
+            return tensor[rows] if len(tensor) == len(self) else tensor[tokens]
+
+        extras = {name: of_rows(tensor) for name, tensor in self.extras.items()}
+        labels = of_rows(self.labels)
+        return Encoded(self.ids[tokens], offsets, labels, type_ids, self.truncated_rows, extras, self.notes)
 
 
 def encode(split: Split, tokenizer: Any, max_length: int, cache: Path | None, key: str) -> Encoded:
@@ -73,16 +84,24 @@ def encode(split: Split, tokenizer: Any, max_length: int, cache: Path | None, ke
     Pairs become one row, tokenizer(text, pair); rows over `max_length` tokens are cut from the longer of the two texts.
     `key` opens the cache file's name, so that people can tell train from validation.
     """
+    parts = [split.fingerprint(), tokenizer_fingerprint(tokenizer), str(max_length)]
+    return cached(parts, cache, key, lambda: tokenise(split, tokenizer, max_length), len(split))
+
+
+def cached(
+    parts: list[str], cache: Path | None, key: str, build: Callable[[], Encoded], rows: int | None = None
+) -> Encoded:
+    """What `build` gives, or what it gave before for the same `parts`, from the folder `cache` (None: no cache).
+    `rows`: how many there must be, None: any number."""
     if cache is None:
-        return tokenise(split, tokenizer, max_length)
-    parts = [FORMAT, split.fingerprint(), tokenizer_fingerprint(tokenizer), str(max_length)]
-    file = cache / f"{key}-{hashlib.sha256(' '.join(parts).encode()).hexdigest()[:32]}.safetensors"
+        return build()
+    file = cache / f"{key}-{hashlib.sha256(' '.join([FORMAT, *parts]).encode()).hexdigest()[:32]}.safetensors"
     if file.is_file():
         try:
-            return read_cached(file, len(split))
+            return read_cached(file, rows)
         except Exception as error:  # safetensors raises its own types; whatever is wrong, the rows are at hand
             log.warning("the token cache %s is damaged (%s) and is built again", file, error)
-    encoded = tokenise(split, tokenizer, max_length)
+    encoded = build()
     write_cached(encoded, file)
     return encoded
 
@@ -164,7 +183,9 @@ def write_cached(encoded: Encoded, file: Path) -> None:
     tensors = {"ids": encoded.ids, "offsets": encoded.offsets, "labels": encoded.labels}
     if encoded.type_ids is not None:
         tensors["type_ids"] = encoded.type_ids
-    raw = save(tensors, metadata={"truncated_rows": str(encoded.truncated_rows)})
+    tensors |= {f"{EXTRA}{name}": tensor for name, tensor in encoded.extras.items()}
+    notes = {"notes": json.dumps(encoded.notes)} if encoded.notes else {}
+    raw = save(tensors, metadata={"truncated_rows": str(encoded.truncated_rows), **notes})
     file.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.stem}.", suffix=".part")
     try:
@@ -179,15 +200,26 @@ def write_cached(encoded: Encoded, file: Path) -> None:
         raise
 
 
-def read_cached(file: Path, rows: int) -> Encoded:
+def read_cached(file: Path, rows: int | None) -> Encoded:
     """Read a cache file and check that it hangs together; ValueError or safetensors' errors where it does not."""
     from safetensors import safe_open
 
     with safe_open(file, framework="pt") as stored:
         tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118  not a dict
-        truncated = int((stored.metadata() or {})["truncated_rows"])
-    encoded = Encoded(tensors["ids"], tensors["offsets"], tensors["labels"], tensors.get("type_ids"), truncated)
-    sizes = (len(encoded.labels), len(encoded.offsets) - 1)
-    if sizes != (rows, rows) or int(encoded.offsets[-1]) != len(encoded.ids) or int(encoded.lengths.min()) < 1:
-        raise ValueError(f"{rows} rows were expected and {sizes[0]} labels, {sizes[1]} offsets are there")
+        metadata = stored.metadata() or {}
+    encoded = Encoded(
+        tensors["ids"],
+        tensors["offsets"],
+        tensors["labels"],
+        tensors.get("type_ids"),
+        int(metadata["truncated_rows"]),
+        {name.removeprefix(EXTRA): tensor for name, tensor in tensors.items() if name.startswith(EXTRA)},
+        tuple(json.loads(metadata.get("notes", "[]"))),
+    )
+    labels, found = len(encoded.labels), len(encoded)
+    wanted = found if rows is None else rows
+    if found != wanted or int(encoded.offsets[-1]) != len(encoded.ids) or int(encoded.lengths.min()) < 1:
+        raise ValueError(f"{wanted} rows were expected and {found} are there")
+    if labels not in (found, len(encoded.ids)):
+        raise ValueError(f"{labels} labels are there for {found} rows of {len(encoded.ids)} tokens")
     return encoded

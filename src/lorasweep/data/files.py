@@ -1,4 +1,4 @@
-"""Reads a user's csv, tsv, jsonl or parquet file into a Table, or says exactly what is wrong with it and where.
+"""Reads a user's csv, tsv, json, jsonl or parquet file into a Table, or says exactly what is wrong with it and where.
 
 The csv module rather than pandas: it refuses ragged rows and broken quotes, which pandas would silently mend.
 Neighbours: `table` (what comes out), `sources` (who asks).
@@ -134,6 +134,47 @@ def read_jsonl(file: Path, data: DataConfig) -> dict[str, list[Any]]:
     return {name: [row.get(name) for row in rows] for name in names}
 
 
+def read_json(file: Path, data: DataConfig) -> dict[str, list[Any]]:
+    """One JSON document: a list of objects, or SQuAD's own form, of which each question becomes a row with the columns
+    id, title, context, question and answers."""
+    try:
+        document = json.loads(decoded(file))
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"{file}, line {error.lineno}: not JSON ({error.msg}). One object a line is a .jsonl file"
+        ) from None
+    if isinstance(document, dict) and isinstance(document.get("data"), list):
+        document = document["data"]
+        if document and all(isinstance(article, dict) and "paragraphs" in article for article in document):
+            document = squad_rows(document, file)
+    if not isinstance(document, list) or not all(isinstance(row, dict) for row in document):
+        raise DataError(
+            f"{file}: a .json file is a list of objects, an object with such a list as `data`, or a SQuAD file; this "
+            f"is a {type(document).__name__}"
+        )
+    names = list(dict.fromkeys(name for row in document for name in row))
+    return {name: [row.get(name) for row in document] for name in names}
+
+
+def squad_rows(articles: list[dict[str, Any]], file: Path) -> list[dict[str, Any]]:
+    """The questions of SQuAD's articles, in their order."""
+    try:
+        return [
+            {
+                "id": asked.get("id", ""),
+                "title": article.get("title", ""),
+                "context": paragraph["context"],
+                "question": asked["question"],
+                "answers": asked.get("answers", []),
+            }
+            for article in articles
+            for paragraph in article["paragraphs"]
+            for asked in paragraph["qas"]
+        ]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{file}: not SQuAD's form after all: {type(error).__name__}: {error}") from None
+
+
 def read_parquet(file: Path, data: DataConfig) -> dict[str, list[Any]]:
     """All columns of a parquet file."""
     import pyarrow
@@ -152,5 +193,6 @@ READERS: dict[str, Callable[[Path, DataConfig], dict[str, list[Any]]]] = {
     ".tab": read_delimited,
     ".jsonl": read_jsonl,
     ".ndjson": read_jsonl,
+    ".json": read_json,
     ".parquet": read_parquet,
 }

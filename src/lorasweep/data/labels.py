@@ -31,7 +31,10 @@ class LabelMap:
             self.by_text |= {str(number): number for number in range(len(names))}
 
     def ids(self, raw: RawRows) -> list[int]:
-        """The class id of each row; DataError naming the value and row of a label that is not known."""
+        """The class id of each row; DataError naming the value and row of a label that is not known. Free responses
+        have no classes: each row's id is 0."""
+        if raw.outputs is not None:
+            return [0] * len(raw.labels)
         for label, number in zip(raw.labels, raw.numbers, strict=True):
             if label not in self.by_text:
                 unlabelled = " (-1 marks rows whose label is withheld)" if label == "-1" else ""
@@ -53,7 +56,10 @@ class LabelMap:
 
 
 def label_map(raw: RawRows, given: list[str]) -> LabelMap:
-    """The classes of the training rows: those `given`, else those found, sorted (numbers by value)."""
+    """The classes of the training rows: those `given`, else those found, sorted (numbers by value). None where
+    responses are free."""
+    if raw.outputs is not None:
+        return LabelMap([])
     if given:
         return LabelMap([str(name) for name in given])
     found = set(raw.labels)

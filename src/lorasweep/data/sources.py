@@ -7,15 +7,18 @@ Neighbours: `demo`, `files` and `hub` (raw rows), `table` (column checks), `labe
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import random
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 from lorasweep.config.schema import DataConfig
+from lorasweep.data.answers import Answer
 from lorasweep.data.demo import QA_NAMES, REVIEW_NAMES, demo_qa, demo_reviews
 from lorasweep.data.labels import LabelMap, label_map
-from lorasweep.data.table import RawRows, Table, raw_rows
+from lorasweep.data.table import ANSWERABLE_NAMES, RawRows, Table, raw_rows
 from lorasweep.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -26,32 +29,47 @@ CARVED_TEST_FRACTION = 0.1  # where neither validation nor test is given
 
 @dataclass(frozen=True)
 class Split:
-    """Rows of one split: texts, second texts of pairs (None where rows are single texts), class ids from 0."""
+    """Rows of one split: texts, second texts of pairs (None where rows are single texts), class ids from 0; accepted
+    answers, instructions of a row's own and free responses, each None where the data have none."""
 
     texts: list[str]
     pairs: list[str] | None
     labels: list[int]
+    answers: list[list[Answer]] | None = None
+    instructions: list[str] | None = None
+    outputs: list[str] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def select(self, rows: list[int]) -> Split:
         """The given rows, in the given order."""
+
+        def of(column: Any) -> Any:
+            return None if column is None else [column[row] for row in rows]
+
         return Split(
-            texts=[self.texts[row] for row in rows],
-            pairs=None if self.pairs is None else [self.pairs[row] for row in rows],
-            labels=[self.labels[row] for row in rows],
+            of(self.texts), of(self.pairs), of(self.labels), of(self.answers), of(self.instructions), of(self.outputs)
         )
 
     def fingerprint(self) -> str:
         """sha256 (hex) of the contents, row order included."""
         digest = hashlib.sha256()
-        for column in (self.texts, self.pairs or []):
-            digest.update(b"%d;" % len(column))
+
+        def add(name: str, column: list[str]) -> None:
+            digest.update(f"{name}{len(column)};".encode())
             for text in column:
                 raw = text.encode("utf-8", "surrogatepass")
                 digest.update(b"%d:" % len(raw) + raw)
+
+        add("", self.texts)
+        add("", self.pairs or [])
         digest.update(",".join(map(str, self.labels)).encode())
+        if self.answers is not None:
+            add("answers", [json.dumps([(it.text, it.start) for it in row]) for row in self.answers])
+        for name, column in (("instructions", self.instructions), ("outputs", self.outputs)):
+            if column is not None:
+                add(name, column)
         return digest.hexdigest()
 
 
@@ -80,17 +98,19 @@ def load_search_data(data: DataConfig) -> SearchData:
     else:
         table = read(data, "train")
         raw = raw_rows(table, data)
-        labels = label_map(raw, data.label_names or table.label_names or [])
+        labels = label_map(raw, names_given(data, table))
         names, source = labels.names, raw.where
         parts = carve(labelled(raw, labels), raw, names, data)
         train, validation = parts["train"], parts["validation"]
         if data.validation is not None:
             rows = raw_rows(read(data, "validation"), data)
-            labels.check_seen(rows, trained_on=set(train.labels), train_where=raw.where)
+            if has_classes(data):
+                labels.check_seen(rows, trained_on=set(train.labels), train_where=raw.where)
             validation = labelled(rows, labels)
     train = limited(train, data.max_train_rows, data.split_seed, "train")
     validation = limited(validation, data.max_eval_rows, data.split_seed, "validation")
-    check_classes(train, names, source)
+    if has_classes(data):
+        check_classes(train, names, source)
     digest = hashlib.sha256("\n".join([*names, train.fingerprint(), validation.fingerprint()]).encode())
     return SearchData(train, validation, names, digest.hexdigest(), source)
 
@@ -116,6 +136,18 @@ def load_test_split(data: DataConfig, label_names: list[str]) -> Split:
     return limited(test, data.max_eval_rows, data.split_seed, "test")
 
 
+def has_classes(data: DataConfig) -> bool:
+    """Whether rows are there for their label, which then must vary; answers and free responses need none."""
+    return data.kind in DEMOS or (data.answers_column is None and data.output_column is None)
+
+
+def names_given(data: DataConfig, table: Table) -> list[str]:
+    """Class names that the config or the data set itself gives; empty: those found."""
+    if data.answers_column and not data.label_names:
+        return list(ANSWERABLE_NAMES)
+    return data.label_names or table.label_names or []
+
+
 def read(data: DataConfig, role: str) -> Table:
     """The raw table of one role: train, validation or test."""
     setting = f"data.{role}"
@@ -127,7 +159,7 @@ def read(data: DataConfig, role: str) -> Table:
     from lorasweep.data import files
 
     if name is None:
-        raise DataError(f"data.kind=file needs {setting}=PATH (csv, tsv, jsonl or parquet)")
+        raise DataError(f"data.kind=file needs {setting}=PATH (csv, tsv, json, jsonl or parquet)")
     return files.read_table(name, setting, data)
 
 
@@ -141,14 +173,19 @@ def demo_splits(data: DataConfig) -> tuple[dict[str, Split], list[str]]:
         }, list(names)
     questions = demo_qa(data.demo_rows, data.demo_seed)
     return {
-        name: Split([row.question for row in rows], [row.context for row in rows], [row.label for row in rows])
+        name: Split(
+            [row.question for row in rows],
+            [row.context for row in rows],
+            [row.label for row in rows],
+            [[] if row.answer is None else [Answer(row.answer, row.answer_start)] for row in rows],
+        )
         for name, rows in questions.items()
     }, list(QA_NAMES)
 
 
 def labelled(raw: RawRows, labels: LabelMap) -> Split:
     """Checked rows with their labels as ids."""
-    return Split(raw.texts, raw.pairs, labels.ids(raw))
+    return Split(raw.texts, raw.pairs, labels.ids(raw), raw.answers, raw.instructions, raw.outputs)
 
 
 def test_share(data: DataConfig) -> float:

@@ -1,6 +1,6 @@
 """Named columns of raw cells, as a file or the hub gave them, and the checks that turn them into rows.
 
-`files` and `hub` build a Table; `sources` asks it for texts, pairs and labels. Pure Python, no heavy imports.
+`files` and `hub` build a Table; `sources` asks it for texts, pairs, labels and answers. Pure Python, no heavy imports.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lorasweep.config.schema import DataConfig
+from lorasweep.data.answers import Answer, answers_of
 from lorasweep.errors import DataError, nearest
 
 log = logging.getLogger(__name__)
@@ -41,13 +42,17 @@ class Table:
 
 @dataclass(frozen=True)
 class RawRows:
-    """Checked cells before labels become ids: texts without blanks, labels as text, `numbers` counted from 1."""
+    """Checked cells before labels become ids: texts without blanks, labels as text, `numbers` counted from 1. Answers,
+    instructions and outputs are None where the data have none."""
 
     texts: list[str]
     pairs: list[str] | None
     labels: list[str]
     numbers: list[int]
     where: str
+    answers: list[list[Answer]] | None = None
+    instructions: list[str] | None = None
+    outputs: list[str] | None = None
 
 
 def raw_rows(table: Table, data: DataConfig) -> RawRows:
@@ -58,29 +63,16 @@ def raw_rows(table: Table, data: DataConfig) -> RawRows:
     """
     if not len(table):
         raise DataError(f"{table.where} has no rows; a split needs at least one")
-    texts = table.column(data.text_column, "data.text_column")
-    pairs = table.column(data.pair_column, "data.pair_column") if data.pair_column else None
-    labels = table.column(data.label_column, "data.label_column")
-    picked: list[tuple[str, str, str, int]] = []
+    cells = _cells(table, data)
+    free = {"texts"} if "instructions" in cells else set()  # an instruction may need no input
+    picked: list[int] = []
     empty: list[tuple[int, str]] = []
-    for number, cells in enumerate(zip(texts, pairs if pairs is not None else texts, labels, strict=True), start=1):
-        text, pair, label = as_text(cells[0]), as_text(cells[1]), label_text(cells[2])
-        column = next(
-            (
-                name
-                for name, cell in (
-                    (data.text_column, text),
-                    (data.pair_column or "", pair),
-                    (data.label_column, label),
-                )
-                if not cell.strip()
-            ),
-            None,
-        )
-        if column is None:
-            picked.append((text, pair, label, number))
+    for row in range(len(table)):
+        lacking = next((it for it, column in cells.items() if it not in free and not column.cells[row].strip()), None)
+        if lacking is None:
+            picked.append(row)
         else:
-            empty.append((number, column))
+            empty.append((row + 1, cells[lacking].name))
     if empty and not data.drop_empty:
         number, column = empty[0]
         raise DataError(
@@ -93,13 +85,52 @@ def raw_rows(table: Table, data: DataConfig) -> RawRows:
         raise DataError(
             f"{table.where}: all {len(table)} rows have an empty cell; a split needs at least one whole row"
         )
+
+    def chosen(it: str) -> list[str] | None:
+        return [cells[it].cells[row] for row in picked] if it in cells else None
+
+    answers = None
+    if data.answers_column:
+        given = table.column(data.answers_column, "data.answers_column")
+        answers = [answers_of(given[row], f"{table.where}: row {row + 1}") for row in picked]
+        labels = [ANSWERABLE_NAMES[bool(found)] for found in answers]
+    else:
+        labels = chosen("labels") or [""] * len(picked)
     return RawRows(
-        texts=[row[0] for row in picked],
-        pairs=[row[1] for row in picked] if pairs is not None else None,
-        labels=[row[2] for row in picked],
-        numbers=[row[3] for row in picked],
+        texts=chosen("texts") or [],
+        pairs=chosen("pairs"),
+        labels=labels,
+        numbers=[row + 1 for row in picked],
         where=table.where,
+        answers=answers,
+        instructions=chosen("instructions"),
+        outputs=chosen("outputs"),
     )
+
+
+@dataclass(frozen=True)
+class _Column:
+    name: str
+    cells: list[str]
+
+
+def _cells(table: Table, data: DataConfig) -> dict[str, _Column]:
+    """The columns that `data` names, as text, by what they are for."""
+    named = {
+        "texts": ("data.text_column", data.text_column),
+        "pairs": ("data.pair_column", data.pair_column),
+        "instructions": ("data.instruction_column", data.instruction_column),
+        "outputs": ("data.output_column", data.output_column),
+    }
+    found = {
+        it: _Column(name, [as_text(cell) for cell in table.column(name, setting)])
+        for it, (setting, name) in named.items()
+        if name
+    }
+    if not data.output_column and not data.answers_column:
+        column = table.column(data.label_column, "data.label_column")
+        found["labels"] = _Column(data.label_column, [label_text(cell) for cell in column])
+    return found
 
 
 def as_text(cell: Any) -> str:

@@ -50,18 +50,23 @@ def question_scores(prediction: str, answers: Sequence[str]) -> tuple[float, flo
 
 
 def qa_metrics(
-    texts: Sequence[str], references: Sequence[Sequence[str]], no_answer: Sequence[float] | None = None
+    texts: Sequence[str],
+    references: Sequence[Sequence[str]],
+    no_answer: Sequence[float] | None = None,
+    threshold: float = 1.0,
+    *,
+    with_text_metrics: bool = True,
 ) -> dict[str, float]:
     """What a task of questions and answers logs, as fractions of one but for BLEU (0 to 100).
 
     exact_match and f1; of questions that have answers answerable_exact_match and answerable_f1, of those that have none
     unanswerable_accuracy, where there are any. With the probability that each question has no answer also
-    best_exact_match and best_f1, and no_answer_threshold, above which giving no answer makes best_f1. Then
-    `text.text_metrics` of the questions that have answers.
+    best_exact_match and best_f1, and no_answer_threshold, above which giving no answer makes best_f1; above `threshold`
+    it counts as not answered in all that is not the best. Then `text.text_metrics` of the questions that have answers.
     """
     from lorasweep.metrics.text import text_metrics
 
-    found = squad_v2(texts, references, no_answer)
+    found = squad_v2(texts, references, no_answer, threshold)
     names = {
         "exact": "exact_match",
         "f1": "f1",
@@ -73,6 +78,10 @@ def qa_metrics(
     scores = {name: found[official] / 100 for official, name in names.items() if official in found}
     if no_answer is not None:
         scores["no_answer_threshold"] = found["best_f1_thresh"]
+    if not with_text_metrics:
+        return scores
+    if no_answer is not None:
+        texts = ["" if chance > threshold else text for text, chance in zip(texts, no_answer, strict=True)]
     return {**scores, **text_metrics(texts, references)}
 
 

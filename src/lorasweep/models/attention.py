@@ -1,18 +1,21 @@
 """Attention over a token stream: rows of like length are gathered into padded groups, and nothing else ever pads.
 
 transformers calls `stream_attention` through its AttentionInterface. Neighbours: `stream` (the batch that is laid out),
-`base` (which registers it).
+`base` (which registers it), `decoding` (the cache of a generation).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from lorasweep.models.transfer import to_device
+
+if TYPE_CHECKING:
+    from lorasweep.models.decoding import KeyValues
 
 ATTENTION = "lorasweep_stream"  # the name under which transformers knows `stream_attention`
 # A further attention group costs about as much as this many padded tokens: on a GPU some dozen launches a layer,
@@ -170,10 +173,15 @@ def stream_attention(
 ) -> tuple[torch.Tensor, None]:
     """Attention within the rows of a stream: query (1, heads, tokens, dim), key and value (1, kv heads, tokens, dim)
     -> (1, tokens, heads, dim). Attention's inner dropout is off. `module.stream` is the base's `Current`."""
-    plan = module.stream.forward.batch.attention
+    forward = module.stream.forward
+    if forward.cache is not None and forward.cache.stepping:
+        return _attend_to_cache(forward.cache, module, query, key, value, scaling, sliding_window, softcap), None
+    plan = forward.batch.attention
     causal = bool(getattr(module, "is_causal", False)) if is_causal is None else is_causal
     # (tokens, heads, dim); positions leave query and key in float32 under autocast, which attention would round anyway
     q, k, v = (x[0].transpose(0, 1).to(value.dtype) for x in (query, key, value))
+    if forward.cache is not None:
+        forward.cache.keep(module, k, v)
     if plan.gather is not None:
         q, k, v = _Pad.apply(q, plan), _Pad.apply(k, plan), _Pad.apply(v, plan)
     outputs, start = [], 0
@@ -187,6 +195,21 @@ def stream_attention(
         start = end
     out = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
     return (out if plan.gather is None else _Unpad.apply(out, plan))[None], None
+
+
+def _attend_to_cache(
+    cache: KeyValues,
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scaling: float | None,
+    window: int | None,
+    softcap: float | None,
+) -> torch.Tensor:
+    """One new token a row, (1, heads, rows, dim) each, against all before it -> (1, rows, heads, dim)."""
+    q, k, v = (x[0].transpose(0, 1).to(value.dtype) for x in (query, key, value))
+    return cache.attend(module, q, k, v, scaling=scaling, window=window, softcap=softcap)[None]
 
 
 def _attend(

@@ -22,12 +22,18 @@ from lorasweep.config.schema import Config, ModelConfig, QuantizationConfig
 from lorasweep.errors import ConfigError, ModelError
 from lorasweep.models import families, hub
 from lorasweep.models.counts import count_parameters
+from lorasweep.models.decoding import StepBatch
 from lorasweep.models.forward import Current, Forward
 from lorasweep.models.install import find_heads, inside, install, outside_backbone
 from lorasweep.models.stream import Batch, RowStore, Segment
 
 log = logging.getLogger(__name__)
 
+LOADERS = {
+    "classification": "AutoModelForSequenceClassification",
+    "causal_lm": "AutoModelForCausalLM",
+    "question_answering": "AutoModelForQuestionAnswering",
+}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -74,7 +80,7 @@ def base_key(config: Config, head: str, label_names: tuple[str, ...] | list[str]
         config.quantization.double_quant and config.quantization.kind != "none",
         config.train.precision,
         head,
-        len(label_names),
+        len(label_names) if head == "classification" else 0,
         config.train.activation_checkpointing,
         config.adapter.kind == "full",
         str(resolve_device(device or config.launcher.device)),
@@ -129,9 +135,10 @@ class LoadedBase:
             limit -= (config.pad_token_id or 0) + 1
         return limit if limit and limit > 0 else None
 
-    def batch(self, store: RowStore, segments: list[Segment]) -> Batch:
-        """Collate rows the way this base takes them."""
-        return Batch(store, segments, stream=self.stream, pad_token_id=self.pad_token_id, left_pad=self.left_pad)
+    def batch(self, store: RowStore, segments: list[Segment], *, left_pad: bool = False) -> Batch:
+        """Collate rows the way this base takes them; `left_pad`: padded on the left if at all."""
+        left = left_pad or self.left_pad
+        return Batch(store, segments, stream=self.stream, pad_token_id=self.pad_token_id, left_pad=left)
 
     @contextlib.contextmanager
     def running(self, forward: Forward) -> Iterator[None]:
@@ -144,14 +151,17 @@ class LoadedBase:
         finally:
             self.current.forward = None
 
-    def logits(self, batch: Batch) -> torch.Tensor:
-        """Logits (rows, classes) of a batch, inside `running`."""
+    def logits(self, batch: Batch | StepBatch) -> torch.Tensor:
+        """Logits of a batch, inside `running`: (rows, classes), of a causal language model (supervised tokens,
+        vocabulary), of a question's spans (rows, longest, 2), the least number of their type past a row's end."""
         if self.stream:
             return families.stream_logits(self.model, batch, self.key.head)
-        return families.padded_logits(self.model, batch, self.key.head, self._takes)
+        assert isinstance(batch, Batch), "generation has its own way through padded bases"
+        return families.padded_logits(self.model, batch, self.key.head, self.takes)
 
     @cached_property
-    def _takes(self) -> frozenset[str]:
+    def takes(self) -> frozenset[str]:
+        """Names of the arguments of the model's forward."""
         return frozenset(inspect.signature(type(self.model).forward).parameters)
 
     def recompute(self, training: bool) -> None:
@@ -263,16 +273,19 @@ def _load_model(
     config: Config, key: BaseKey, source: hub.Source, label_names: list[str], device: torch.device
 ) -> tuple[Any, set[str]]:
     """The model on its device and the parameter names that the checkpoint lacked."""
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+    import transformers
 
     common: dict[str, Any] = {
         "revision": source.revision,
         "local_files_only": source.offline,
         "trust_remote_code": key.trust_remote_code,
     }
-    loader = AutoModelForSequenceClassification if key.head == "classification" else AutoModelForCausalLM
+    loader = getattr(transformers, LOADERS[key.head])
     try:
-        model_config = AutoConfig.from_pretrained(source.path, **common)
+        model_config = transformers.AutoConfig.from_pretrained(source.path, **common)
+        families.check_serves(model_config, key.head, config.model.path)
+        if key.head == "question_answering":
+            model_config.num_labels = 2  # start and end
         if key.head == "classification":
             theirs = dict(model_config.id2label)
             model_config.num_labels = len(label_names)

@@ -10,15 +10,24 @@ through them) is trained right all the same, one slot a forward. Neighbours: `st
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from lorasweep.errors import ModelError
 from lorasweep.models.last_layer import POOLS_FIRST, install_last_layer
 from lorasweep.models.stream import Batch, RowStore
 
+if TYPE_CHECKING:
+    from lorasweep.models.decoding import StepBatch
+
 STREAM_FAMILIES = (*POOLS_FIRST, "gpt2", "llama", "mistral", "qwen2", "gemma", "gemma2")
+CLASSES = {
+    "classification": ("ForSequenceClassification",),
+    "causal_lm": ("ForCausalLM", "LMHeadModel"),
+    "question_answering": ("ForQuestionAnswering",),
+}
 OFFSET_POSITIONS = ("roberta", "xlm-roberta")  # positions start at pad_token_id + 1
 
 
@@ -29,10 +38,37 @@ def can_stream(model: Any, head: str) -> bool:
         return False
     if getattr(config, "position_embedding_type", "absolute") not in ("absolute", None):
         return False
-    if config.model_type in POOLS_FIRST and (head != "classification" or getattr(config, "is_decoder", False)):
+    is_encoder = config.model_type in POOLS_FIRST
+    if is_encoder and (head == "causal_lm" or getattr(config, "is_decoder", False)):
         return False
-    expected = type(model).__name__.endswith("ForSequenceClassification" if head == "classification" else "ForCausalLM")
-    return expected or (head != "classification" and type(model).__name__.endswith("LMHeadModel"))
+    if not is_encoder and head == "question_answering":
+        return False
+    return type(model).__name__.endswith(CLASSES[head])
+
+
+def check_serves(config: Any, head: str, path: str) -> None:
+    """Whether a base of this configuration can do what a task asks.
+
+    Raises:
+        ModelError: an encoder is asked to write, or a decoder to mark answers in what it reads.
+    """
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    )
+
+    kind = config.model_type
+    fills_gaps, continues = kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES, kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    if head == "causal_lm" and fills_gaps and not getattr(config, "is_decoder", False):
+        raise ModelError(
+            f"model.path={path} is an encoder ({kind}), which reads both ways and cannot continue a prompt; use a "
+            "decoder such as model=tiny_decoder, or task=classify, or task=qa_extractive for questions"
+        )
+    if head == "question_answering" and continues and not fills_gaps:
+        raise ModelError(
+            f"model.path={path} is a decoder ({kind}), whose tokens do not see what follows them, so it cannot mark an "
+            "answer's start; use an encoder such as model=tiny_encoder, or task=qa, which lets it write the answer"
+        )
 
 
 def install_pooling(model: Any, head: str, current: Any) -> None:
@@ -51,8 +87,9 @@ def _rows_first(pooler: Any, args: tuple[torch.Tensor, ...]) -> torch.Tensor | N
     return None if pooler.stream.forward is None else args[0].transpose(0, 1)
 
 
-def stream_logits(model: Any, batch: Batch, head: str) -> torch.Tensor:
-    """Logits of a stream batch: classification (rows, classes); causal_lm (supervised tokens, vocabulary)."""
+def stream_logits(model: Any, batch: Batch | StepBatch, head: str) -> torch.Tensor:
+    """Logits of a stream batch: classification (rows, classes); causal_lm (supervised tokens, vocabulary);
+    question_answering (rows, longest, 2)."""
     config, kwargs, positions = model.config, dict[str, Any](), batch.positions
     assert positions is not None, "the batch is padded"
     if config.model_type in OFFSET_POSITIONS:
@@ -63,8 +100,13 @@ def stream_logits(model: Any, batch: Batch, head: str) -> torch.Tensor:
         kwargs["use_cache"] = False
     outputs = model.base_model(input_ids=batch.ids, position_ids=positions, **kwargs)
     hidden = outputs.last_hidden_state[0]  # (rows, hidden) by `last_layer`, else (tokens, hidden)
-    if head != "classification":
+    if head == "causal_lm":
         return _language_logits(model, hidden if batch.supervised is None else hidden.index_select(0, batch.supervised))
+    assert isinstance(batch, Batch), "one token more is asked of causal language models alone"
+    if head == "question_answering":
+        if config.model_type == "distilbert":
+            hidden = model.dropout(hidden)
+        return _span_logits(model.qa_outputs(hidden[None])[0], batch)
     if config.model_type == "gpt2":
         hidden = hidden.index_select(0, batch.last)
     if config.model_type not in POOLS_FIRST:
@@ -74,6 +116,12 @@ def stream_logits(model: Any, batch: Batch, head: str) -> torch.Tensor:
     if config.model_type == "distilbert":
         return model.classifier(model.dropout(torch.relu(model.pre_classifier(hidden))))
     return model.classifier(hidden[:, None])  # RoBERTa's head takes the first token itself
+
+
+def _span_logits(flat: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """Start and end logits of every token, (tokens, 2) -> (rows, longest, 2), the least number past a row's end."""
+    places, past = batch.tokens_of_rows
+    return flat[places].masked_fill(past[:, :, None], torch.finfo(flat.dtype).min)
 
 
 def _language_logits(model: Any, hidden: torch.Tensor) -> torch.Tensor:
@@ -87,8 +135,11 @@ def padded_logits(model: Any, batch: Batch, head: str, takes: frozenset[str]) ->
     kwargs: dict[str, Any] = {"input_ids": batch.ids, "attention_mask": batch.attention_mask}
     if batch.type_ids is not None and "token_type_ids" in takes:
         kwargs["token_type_ids"] = batch.type_ids
-    if "use_cache" in takes and head != "classification":
+    if "use_cache" in takes and head == "causal_lm":
         kwargs["use_cache"] = False
+    if head == "question_answering":
+        out = model(**kwargs)
+        return _span_logits(torch.stack([out.start_logits, out.end_logits], -1).flatten(0, 1), batch)
     logits = model(**kwargs).logits
     if head == "classification" or batch.supervised is None:
         return logits

@@ -10,13 +10,16 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from lorasweep.models.dropout import column_hash, keep_mask, row_hashes, threshold
 from lorasweep.models.stream import Batch
 from lorasweep.models.transfer import to_device
+
+if TYPE_CHECKING:
+    from lorasweep.models.decoding import KeyValues, StepBatch
 
 Bounds = list[tuple[int, int]]
 
@@ -159,10 +162,10 @@ class Forward:
 
     pad_ranges: multiply unequal ranges in one padded block. entry: None enters at the embeddings. keys: one 32-bit
     dropout key a segment, None in evaluation. adapter_rates, base_rates: dropout rates a segment; a base rate of None
-    is the checkpoint's own.
+    is the checkpoint's own. cache: where attention keeps and finds keys and values, in a generation.
     """
 
-    batch: Batch
+    batch: Batch | StepBatch
     jobs: dict[str, Job]
     dtype: torch.dtype
     anchor: torch.Tensor
@@ -171,6 +174,7 @@ class Forward:
     base_rates: list[float | None] = field(default_factory=list)
     pad_ranges: bool = False
     entry: Entry | None = None
+    cache: KeyValues | None = None
     _ranges: dict[Any, PaddedRanges] = field(default_factory=dict)
     _places: dict[Any, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
     _rates: dict[Any, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
@@ -231,6 +235,7 @@ class Forward:
         group = (count, layer // HASHED_TOGETHER)
         if group not in self._rows:
             if count not in self._places:
+                assert isinstance(self.batch, Batch), "nothing is dropped in a generation"
                 places = self.batch.token_places if count == "token" else self.batch.row_places
                 keys = torch.repeat_interleave(torch.tensor(self.keys, dtype=torch.int32), sizes)
                 self._places[count] = (to_device(keys, device), places.to(torch.int32))

@@ -7,6 +7,7 @@ A pack of one. Matrices are decayed, biases and norms are not. Neighbours: `pack
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -20,6 +21,9 @@ from lorasweep.models.forward import Forward
 from lorasweep.models.packed_lora import Wanted, slot_generator
 from lorasweep.models.prefix_cache import Fill
 from lorasweep.models.stream import Batch, RowStore
+
+if TYPE_CHECKING:
+    from lorasweep.models.decoding import StepBatch
 
 
 class FullModel:
@@ -63,6 +67,10 @@ class FullModel:
             raise ConfigError("adapter=full: no trial is admitted")
         dtype = self.base.dtype
         return Forward(batch, {}, dtype, self._anchor, keys, [0.0], [config.train.base_dropout])
+
+    def generation(self, batch: Batch | StepBatch) -> Forward:
+        """As `forward`, without dropout."""
+        return Forward(batch, {}, self.base.dtype, self._anchor)
 
     def depth(self, index: int, training: bool) -> int:
         """No block is frozen."""

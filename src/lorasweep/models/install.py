@@ -41,7 +41,7 @@ def outside_backbone(model: Any) -> list[str]:
 
 def find_heads(model: Any, head: str, missing: set[str]) -> tuple[list[str], set[str]]:
     """Modules trained whole for each slot, and their linear layers that the checkpoint lacked."""
-    heads = outside_backbone(model) if head == "classification" else []
+    heads = [] if head == "causal_lm" else outside_backbone(model)
     owners = {name.rpartition(".")[0] for name in missing}
     for name, module in model.named_modules():
         if name in owners and not inside(name, heads) and name != "lm_head":
@@ -50,10 +50,8 @@ def find_heads(model: Any, head: str, missing: set[str]) -> tuple[list[str], set
             else:
                 log.warning("the checkpoint lacks the weights of %s; they stay as they were drawn", name)
     fresh = {name for name in owners if inside(name, heads)}
-    if head == "classification" and not heads:
-        raise ModelError(
-            f"{type(model).__name__} has no head outside of its backbone, so there is nothing to classify with"
-        )
+    if head != "causal_lm" and not heads:
+        raise ModelError(f"{type(model).__name__} has no head outside of its backbone, so there is nothing to train")
     return heads, fresh
 
 
@@ -128,9 +126,13 @@ def _probe_store(base: LoadedBase) -> RowStore:
 
 @torch.no_grad()
 def _bare_logits(base: LoadedBase, store: RowStore, rows: torch.Tensor) -> torch.Tensor:
+    """Logits of each row: its class's, those behind its last token, or its first token's as start and end."""
     batch = base.batch(store, [Segment(0, rows)])
+    if base.key.head == "causal_lm":
+        batch.supervised = batch.last
     with base.running(Forward(batch, {}, base.dtype, torch.zeros(0, device=base.device))):
-        return base.logits(batch).float()
+        logits = base.logits(batch).float()
+    return logits[:, 0] if base.key.head == "question_answering" else logits
 
 
 def _probe(base: LoadedBase, watched: dict[str, nn.Module]) -> dict[str, str]:

@@ -28,6 +28,7 @@ from lorasweep.models.targets import lora_scale, resolve_targets, resolve_whole,
 
 if TYPE_CHECKING:
     from lorasweep.models.base import LoadedBase
+    from lorasweep.models.decoding import StepBatch
 
 Wanted = Sequence[tuple[Sequence[int], torch.Tensor]]  # the slots of a forward to come, and its rows
 
@@ -43,6 +44,7 @@ class Engine(Protocol):
     def admit(self, index: int, config: Config) -> None: ...
     def release(self, index: int) -> None: ...
     def forward(self, batch: Batch, keys: list[int] | None) -> Forward: ...
+    def generation(self, batch: Batch | StepBatch) -> Forward: ...
     def depth(self, index: int, training: bool) -> int: ...
     def apart(self, held: int, joining: int, tokens: int, training: bool) -> bool: ...
     def lacking(self, store: RowStore, wanted: Wanted, training: bool, tokens: int, parts: int) -> list[Fill]: ...
@@ -183,20 +185,20 @@ class PackedLora:
 
     def forward(self, batch: Batch, keys: list[int] | None) -> Forward:
         """The forward of a batch; keys: one dropout key a segment, None in evaluation."""
+        forward = self.generation(batch)
+        trials = [self._trial(segment.slot) for segment in batch.segments]
+        depth = min(self.depth(segment.slot, keys is not None) for segment in batch.segments)
+        forward.keys = keys
+        forward.adapter_rates = [trial.adapter.dropout for trial in trials]
+        forward.base_rates = [trial.config.train.base_dropout for trial in trials]
+        if self.prefixes is not None and depth:
+            forward.entry = self.prefixes.entry(batch, depth)
+        return forward
+
+    def generation(self, batch: Batch | StepBatch) -> Forward:
+        """A forward without dropout that enters at the embeddings."""
         slots = tuple(segment.slot for segment in batch.segments)
-        trials = [self._trial(slot) for slot in slots]
-        depth = min(self.depth(slot, keys is not None) for slot in slots)
-        return Forward(
-            batch,
-            self._jobs_of(slots),
-            self.base.dtype,
-            self._anchor,
-            keys,
-            [trial.adapter.dropout for trial in trials],
-            [trial.config.train.base_dropout for trial in trials],
-            self.pad_ranges,
-            self.prefixes.entry(batch, depth) if self.prefixes is not None and depth else None,
-        )
+        return Forward(batch, self._jobs_of(slots), self.base.dtype, self._anchor, pad_ranges=self.pad_ranges)
 
     def depth(self, index: int, training: bool) -> int:
         """Blocks of the base that a slot's forwards skip where its neighbours' do: those below all that it trains. 0

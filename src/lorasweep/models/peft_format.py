@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 PREFIX = "base_model.model."
 WEIGHTS = "adapter_model.safetensors"
+TASK_TYPES = {"classification": "SEQ_CLS", "causal_lm": "CAUSAL_LM", "question_answering": "QUESTION_ANS"}
 NO_MODULE = "dummy-target-modules"  # PEFT's own word for an adapter that adapts no module, such as a head alone
 
 
@@ -89,7 +90,7 @@ def _common(base: LoadedBase, adapter: AdapterConfig, targets: list[str]) -> dic
         "lora_dropout": adapter.dropout,
         "bias": adapter.bias,
         "use_rslora": adapter.rslora,
-        "task_type": "SEQ_CLS" if base.key.head == "classification" else "CAUSAL_LM",
+        "task_type": TASK_TYPES[base.key.head],
         "modules_to_save": [*base.head_modules, *resolve_whole(base, adapter)] or None,
         "base_model_name_or_path": base.path,
         "revision": base.key.revision,

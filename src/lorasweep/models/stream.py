@@ -185,6 +185,15 @@ class Batch:
         return AttentionPlan(self.lengths, self.starts, self.token_count, self.gaps, self.device)
 
     @cached_property
+    def tokens_of_rows(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """(rows, longest) place of each row's tokens in the stream (in the flattened padded batch), past a row's end
+        that of its last one; and whether it is past the end."""
+        place = torch.arange(int(self.lengths.max()))[None]
+        last = (self.lengths - 1)[:, None]
+        places = self.starts[:, None] + torch.minimum(place, last)
+        return to_device(places, self.device), to_device(place > last, self.device)
+
+    @cached_property
     def first(self) -> torch.Tensor:
         """(rows,) place of each row's first token in the stream (in the flattened padded batch)."""
         return to_device(self.starts, self.device)

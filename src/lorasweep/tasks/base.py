@@ -5,10 +5,10 @@ serves all slots of a pack. Rows are asked in two ways: training rows are read f
 evaluation sits an `Exam`: rows that are read once, and prompts that are continued. What comes of it is, by
 `Task.answers`,
 
-- "classes": a table (rows, classes) float32 of probabilities, against class ids (rows,) int64. Where a generated answer
-  names no class, its row is all zeros: no class is predicted, and the row is wrong whatever it is.
-- "texts": `Answers`, against one list of right answers a row, in which an empty list says that there is none. Metrics
-  of texts are fractions of one; `metrics.qa` and `metrics.texts` compute them from exactly these two.
+- "classes": a table (rows, classes) float32 of probabilities, against class ids (rows,) int64; where a generated
+  answer names no class, its row is all zeros: no class is predicted, and the row is wrong whatever it is;
+- "texts": `Answers`, against one list of accepted answers a row, which is empty where there is none;
+- "none": nothing but losses.
 
 Neighbours: `data.encode` (tokens), `metrics` (numbers), `training` (who calls).
 """
@@ -32,10 +32,11 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Answers:
     """Texts that a model gave, one a row; "" where it gave none. no_answer (rows,) float32: the probability that a row
-    has no answer; None where the task always has one."""
+    has no answer; None where the task always has one. empty: rows for which it wrote nothing at all."""
 
     texts: list[str]
     no_answer: np.ndarray | None = None
+    empty: int = 0
 
 
 Predictions = Any  # (rows, classes) float32, or Answers
@@ -54,6 +55,7 @@ class Exam:
     max_new_tokens: int = 0
     end_ids: tuple[int, ...] = ()  # tokens that end a generated answer
     decode: Callable[[list[int]], str] | None = None
+    contexts: list[str] | None = None  # what answers are cut out of
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ class Task(Protocol):
     """A task over encoded rows. A *unit* is what the loss is the mean of: a classified row, or a response's token."""
 
     head: str  # which model class carries it: "classification", "causal_lm" or "question_answering"
-    answers: str  # what an evaluation yields: "classes" or "texts"
+    answers: str  # what an evaluation yields: "classes", "texts" or "none"
     label_names: list[str]
 
     def encode(self, split: Split, tokenizer: Any, data_cfg: DataConfig, cache: Path | None, key: str = ...) -> Encoded:

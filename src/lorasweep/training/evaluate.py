@@ -1,12 +1,12 @@
 """Evaluation of several slots over the validation rows in shared forwards.
 
 Every forward holds the same rows for all slots that are due, rows of like length together, so ranges are equal and
-little is padded. Neighbours: `pack` (when), `tasks` (what is measured).
+little is padded. Neighbours: `pack` (when), `generate` (prompts), `tasks` (what is measured).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,6 +15,7 @@ import torch
 from lorasweep.models.stream import RowStore, Segment
 from lorasweep.tasks.base import Answers, Predictions, References, Sitting
 from lorasweep.training.ahead import compute_ahead
+from lorasweep.training.generate import generate, tokens_at_most
 from lorasweep.training.lanes import Lanes
 from lorasweep.training.sheet import Sheet
 
@@ -26,10 +27,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Sheets:
-    """An exam with its rows on the device."""
+    """An exam with its rows, and what it has of prompts, on the device."""
 
     exam: Exam
     rows: RowStore
+    prompts: RowStore | None = None
 
 
 def evaluate(
@@ -58,10 +60,33 @@ def _evaluate_together(
     engine: Engine, task: Task, sheets: Sheets, slots: list[Slot], tokens_per_forward: int, lanes: Lanes
 ) -> list[tuple[dict[str, float], Sheet]]:
     results = []
-    for sitting in _read_rows(engine, task, sheets.rows, slots, tokens_per_forward, lanes):
+    sittings = _read_rows(engine, task, sheets.rows, slots, tokens_per_forward, lanes)
+    if sheets.prompts is not None:
+        answers = continue_prompts(engine, sheets.exam, sheets.prompts, slots, tokens_per_forward, lanes)
+        sittings = [replace(sitting, generated=own) for sitting, own in zip(sittings, answers, strict=True)]
+    for sitting in sittings:
         predictions, losses = task.read(sheets.exam, sitting)
         results.append((task.metrics(predictions, sheets.exam.references, losses), Sheet(predictions, losses)))
     return results
+
+
+def continue_prompts(
+    engine: Engine, exam: Exam, store: RowStore, slots: list[Slot], tokens_per_forward: int, lanes: Lanes
+) -> list[list[list[int]]]:
+    """What each slot writes after each prompt."""
+    order = torch.argsort(store.lengths, stable=True)
+    rows_at_most = min(slot.config.train.eval_batch_size for slot in slots)
+    room = tokens_at_most(engine.base, tokens_per_forward)
+    chunks = _chunks(order, store.lengths[order] + exam.max_new_tokens, rows_at_most, max(1, room // len(slots)))
+    return generate(
+        engine,
+        store,
+        [slot.index for slot in slots],
+        chunks[::-1],  # the long ones first, so that lanes end together
+        max_new_tokens=exam.max_new_tokens,
+        end_ids=exam.end_ids,
+        lanes=lanes,
+    )
 
 
 def _read_rows(

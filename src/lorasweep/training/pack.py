@@ -66,16 +66,18 @@ class Pack:
         prefixes: PrefixBudget | None = None,
     ):
         self.base, self.task, self.objective = base, task, objective
-        pad = base.model.config.pad_token_id
-        causal = base.key.head == "causal_lm"
+        pad, causal = base.model.config.pad_token_id, base.key.head == "causal_lm"
         self.train = RowStore(train, pad, base.device, causal=causal)
         exam = validation if isinstance(validation, Exam) else Exam(validation, validation.labels.numpy())
         self.validation = RowStore(exam.rows, pad, base.device, causal=causal)
-        self.sheets = Sheets(exam, self.validation)
-        longest, limit = max(self.train.longest, self.validation.longest), base.longest_row
+        prompts = None if exam.prompts is None else RowStore(exam.prompts, pad, base.device, causal=True)
+        self.sheets = Sheets(exam, self.validation, prompts)
+        asked = 0 if prompts is None else prompts.longest + exam.max_new_tokens
+        longest, limit = max(self.train.longest, self.validation.longest, asked), base.longest_row
         if limit is not None and longest > limit:
             raise ConfigError(
-                f"a row has {longest} tokens and {base.path} takes at most {limit}; set data.max_length={limit}"
+                f"a row has {longest} tokens{' with its answer' if longest == asked else ''} and {base.path} takes at "
+                f"most {limit}; set data.max_length={limit}"
             )
         self.roster = Roster(base, slots, len(self.train), prefixes)
         self.lanes = Lanes(base.device, 4 * sum(inputs * outputs for inputs, outputs in base.linear_modules.values()))

@@ -27,7 +27,7 @@ SAME = 1e-6
 
 @dataclass(frozen=True)
 class Sheet:
-    """predictions: a table (rows, classes), or `Answers`; losses (units,) on the right answers."""
+    """predictions: a table (rows, classes), `Answers`, or None; losses (units,) on the right answers."""
 
     predictions: Predictions
     losses: np.ndarray
@@ -35,6 +35,8 @@ class Sheet:
     def tensors(self) -> dict[str, torch.Tensor]:
         """All but texts, by name."""
         found = {f"{PREFIX}losses": torch.from_numpy(self.losses)}
+        if self.predictions is None:
+            return found
         if not isinstance(self.predictions, Answers):
             found[f"{PREFIX}table"] = torch.from_numpy(self.predictions)
         elif self.predictions.no_answer is not None:
@@ -61,13 +63,22 @@ class Sheet:
 
     def results(self, task: Task, references: References, metric: str, rows_id: str) -> Results:
         """The same for statistics; of texts with each row's score, where the metric is the mean of these."""
+        if self.predictions is None:
+            nothing = np.zeros((len(references), 0), np.float32)
+            return Results(_row_numbers(references), nothing, self.losses, [], {}, rows_id)
         if not isinstance(self.predictions, Answers):
             labels = np.asarray(references)
             return Results(labels, self.predictions, self.losses, list(task.label_names), rows_id=rows_id)
-        labels = np.array([zlib.crc32(json.dumps(one).encode()) for one in references])
+        labels = _row_numbers(references)
         scores = _row_scores(task, self.predictions, references, self.losses, metric)
         named = {} if scores is None else {kind_of(metric): scores}
         return Results(labels, np.zeros((len(labels), 0), np.float32), self.losses, [], named, rows_id)
+
+
+def _row_numbers(references: References) -> np.ndarray:
+    """(rows,) numbers that tell the rows apart."""
+    plain = references.tolist() if isinstance(references, np.ndarray) else references
+    return np.array([zlib.crc32(json.dumps(one).encode()) for one in plain])
 
 
 def _row_scores(
