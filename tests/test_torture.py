@@ -97,6 +97,19 @@ def kill_after(nursery: Nursery, home: Path, seconds: float, killed: list[str]) 
     killed.append(f"{seconds:.2f} s" if code else f"{seconds:.2f} s (had ended)")
 
 
+def kill_in_training(nursery: Nursery, home: Path, seconds: float, killed: list[str]) -> None:
+    """Kill so many seconds after something new was reported: whatever else the machine does, some was."""
+    before = len(spooled(home))
+    command = nursery.start(home, "sweep", "mini")
+    while command.poll() is None and len(spooled(home)) == before:
+        time.sleep(0.01)
+    time.sleep(seconds)
+    command.send(signal.SIGKILL)
+    code = command.wait()
+    assert code in (0, -signal.SIGKILL), command.output
+    killed.append(f"training + {seconds:.3f} s" if code else f"training + {seconds:.3f} s (had ended)")
+
+
 def test_a_sweep_killed_at_the_worst_places_ends_like_one_that_was_not(
     nursery: Nursery, whole: Whole, tmp_path: Path
 ) -> None:
@@ -316,24 +329,57 @@ def test_a_worker_that_hangs_loses_its_trials_and_changes_nothing_when_it_wakes(
     assert {trial["state"] for trial in left.trials.values()} == {"complete"}
 
 
+# -- the long version: make torture ---------------------------------------------------------------------------------
+
+KILLS = 20  # of one sweep, at random moments
+SEEDS = (1, 2)
+
+
+def varied(base: str, slots: int, seed: int) -> str:
+    """A sweep that prunes, over a base, with so many slots and a seed for points and training."""
+    text = PRUNED.replace("tiny_encoder", base).replace("slots: 3", f"slots: {slots}")
+    return text.replace("sampler: {", f"sampler: {{seed: {seed}, ").replace("train: {", f"train: {{seed: {seed}, ")
+
+
+@pytest.fixture(scope="module")
+def whole_pruned(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    return run_whole(nursery, tmp_path_factory.mktemp("pruned") / "home", PRUNED)
+
+
 @pytest.mark.torture
 @pytest.mark.parametrize("failpoint", NAMES)
-def test_torture_at_every_failpoint(nursery: Nursery, whole: Whole, tmp_path: Path, failpoint: str) -> None:
-    home, killed = home_with(tmp_path / "home"), []
+def test_torture_at_every_failpoint(nursery: Nursery, whole_pruned: Whole, tmp_path: Path, failpoint: str) -> None:
+    home, killed = home_with(tmp_path / "home", PRUNED), []
     for times in (1, 2, 3, 1, 4):
         kill_at(nursery, home, f"{failpoint}:{times}", killed)
-    finish(nursery, home, whole, killed)
+    assert any("not reached" not in kill for kill in killed), killed
+    finish(nursery, home, whole_pruned, killed)
 
 
 @pytest.mark.torture
-@pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("sweep", [MINI, ALONE, TWO_BASES, PRUNED], ids=["packed", "alone", "two bases", "pruned"])
-def test_torture_at_random_moments(nursery: Nursery, tmp_path: Path, sweep: str, seed: int) -> None:
-    whole = run_whole(nursery, tmp_path / "whole", sweep)
-    home, killed = home_with(tmp_path / "home", sweep), []
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("slots", [1, 4])
+@pytest.mark.parametrize("base", ["tiny_encoder", "tiny_gpt2"])
+def test_torture_at_random_moments(nursery: Nursery, tmp_path: Path, base: str, slots: int, seed: int) -> None:
+    torture(nursery, tmp_path, varied(base, slots, seed), seed)
+
+
+@pytest.mark.torture
+@pytest.mark.parametrize("sweep", [MINI, ALONE, TWO_BASES], ids=["packed", "alone", "two bases"])
+def test_torture_without_pruning(nursery: Nursery, tmp_path: Path, sweep: str) -> None:
+    torture(nursery, tmp_path, sweep, seed=0)
+
+
+def torture(nursery: Nursery, folder: Path, sweep: str, seed: int) -> None:
+    """Kill a sweep KILLS times at random moments and compare it with one that was never stopped."""
+    whole = run_whole(nursery, folder / "whole", sweep)
+    home, killed = home_with(folder / "home", sweep), []
     moments = random.Random(seed)
     training = whole.seconds - whole.seconds_to_training
-    for _ in range(20):
-        seconds = whole.seconds_to_training * moments.uniform(0.3, 1.2) + moments.random() * training / 12
-        kill_after(nursery, home, seconds, killed)
+    for _ in range(KILLS):
+        if moments.random() < 0.3:
+            kill_after(nursery, home, whole.seconds_to_training * moments.random(), killed)
+        else:
+            kill_in_training(nursery, home, moments.random() * training / (2 * KILLS), killed)
+    assert not any("had ended" in kill for kill in killed), killed
     finish(nursery, home, whole, killed)

@@ -41,7 +41,8 @@ sweep:
 LIBRARIES = (  # what a sweep imports by and by
     "lorasweep.sweep", "lorasweep.worker", "lorasweep.tracking", "lorasweep.training.snapshot", "optuna.importance",
     "lorasweep.metrics.classification", "lorasweep.models.peft_format", "lorasweep.search.samplers", "peft",
-    "mlflow.store.tracking.sqlalchemy_store", "transformers.models.bert.modeling_bert", "plotly.io",
+    "mlflow.store.tracking.sqlalchemy_store", "transformers.models.bert.modeling_bert",
+    "transformers.models.gpt2.modeling_gpt2", "plotly.io",
 )  # fmt: skip
 OWN = -1  # in place of a trial's number
 # what the wall says; no promise is made of it
