@@ -22,11 +22,12 @@ if TYPE_CHECKING:
 
 class Queue:
     """The trials of one worker that are on their way into slots. `waiting`: asked for, but their pack had no free slot
-    or MLflow no run. `only`: the one trial to train; None: whatever the study has."""
+    or MLflow no run; with their configs, None where none can be made. `only`: the one trial to train; None: whatever
+    the study has."""
 
     def __init__(self, study: SweepStudy, leases: Leases, post: Post, only: Asked | None):
         self.study, self.leases, self.post, self.only = study, leases, post, only
-        self.waiting: deque[tuple[Candidate, Config]] = deque()
+        self.waiting: deque[tuple[Candidate, Config | None]] = deque()
         self.last_asked = -1  # the highest trial number that this post has taken up
         self._returning: deque[Candidate] = deque()
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lorasweep.config.home import Folders, Home, check_name
+from lorasweep.config.home import Home, check_name
 from lorasweep.config.schema import Config
 from lorasweep.errors import UsageError
 from lorasweep.search.identity import differences
@@ -28,7 +28,7 @@ def overrides_of(new: str, config: Config, overrides: list[str], identity: dict[
         UsageError: there is nothing to fork, or a sweep of the new name.
     """
     check_name(new)
-    folders = Folders(home.tracking_dir(config.tracking))
+    folders = home.folders(config.tracking)
     old = SweepStudy.load(folders, config.sweep.name)
     if new in SweepStudy.names(folders):
         raise UsageError(

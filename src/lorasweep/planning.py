@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lorasweep.config import compose
-from lorasweep.config.home import Folders, Home
+from lorasweep.config.home import Home
 from lorasweep.config.schema import TRANSFORMER, Config
 from lorasweep.live import format_seconds
 from lorasweep.prechecks import check_overrides, check_trainable, given_slots, settle_slots
@@ -70,7 +70,7 @@ def plan(name: str, overrides: list[str]) -> Plan:
     check_overrides(space, overrides)
     points = space.probe_points()
     trials = [compose.compose_trial(overrides, name, point, home) for point in points]
-    workbench = Workbench(Folders(home.tracking_dir(config.tracking)), config.sweep.objective, given_slots(config) or 1)
+    workbench = Workbench(home.folders(config.tracking), config.sweep.objective, given_slots(config) or 1)
     first = compose.compose_trial(overrides, name, {**points[0], **(config.sweep.enqueue or [{}])[0]}, home)
     check_trainable(first, workbench)
     if given_slots(config) is None:

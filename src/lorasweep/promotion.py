@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from lorasweep import registry
 from lorasweep.config import compose
-from lorasweep.config.home import Folders, Home
+from lorasweep.config.home import Home
 from lorasweep.errors import PromotionRefused, UsageError
 from lorasweep.registry import PromotionResult
 from lorasweep.search.study import SweepStudy
@@ -37,7 +37,7 @@ def promote(
     from lorasweep.tasks import make_task
 
     home = Home.find()
-    folders = Folders(compose.tracking_folder(overrides, home))
+    folders = compose.tracking_place(overrides, home)
     study = SweepStudy.load(folders, name)
     record = registry.choose(study.records(), study.direction, trial)
     config = compose.compose_trial([*study.overrides, *overrides], study.sweep_file, record.params, home)
@@ -67,7 +67,7 @@ def rollback(name: str, overrides: list[str], model_name: str | None = None) -> 
         PromotionRefused: there is none before it.
     """
     home = Home.find()
-    return registry.rollback(Folders(compose.tracking_folder(overrides, home)), model_name or name)
+    return registry.rollback(compose.tracking_place(overrides, home), model_name or name)
 
 
 def predict(
@@ -83,7 +83,7 @@ def predict(
     if pairs is not None and len(pairs) != len(texts):
         raise UsageError(f"{len(texts)} texts and {len(pairs)} second texts: give --pair once for each text")
     home = Home.find()
-    return registry.predict(Folders(compose.tracking_folder(overrides, home)), model_uri, texts, pairs)
+    return registry.predict(compose.tracking_place(overrides, home), model_uri, texts, pairs)
 
 
 def _scorer(task: Task) -> registry.Score:

@@ -14,14 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorasweep import failpoints, results
+from lorasweep.checkpoint import full_disk_in
 from lorasweep.config.schema import Config
-from lorasweep.errors import LorasweepError, ObjectiveError, TrialFailed
+from lorasweep.errors import LorasweepError, ObjectiveError, StorageError, TrialFailed
 from lorasweep.failures import Streak
 from lorasweep.posts import Post
 from lorasweep.progress import Progress
 from lorasweep.records import TrialRecord, TrialState
 from lorasweep.replay import Candidate
-from lorasweep.running import RunningTrial, Slots
+from lorasweep.running import NoRun, RunningTrial, Slots
 from lorasweep.search.leases import Leases
 from lorasweep.stats import Results, interval, value_of
 
@@ -183,13 +184,22 @@ class Reporting:
         return found
 
     def fail_before_training(self, candidate: Candidate, error: LorasweepError) -> None:
-        """A point that cannot be trained as it is: FAILED with its cause, and the sweep goes on."""
+        """A point that cannot be trained as it is: FAILED with its cause, and the sweep goes on.
+
+        Raises:
+            NoRun: MLflow cannot make the run that says so; nothing has changed.
+        """
         if candidate.ended is not None:
             return
         asked = candidate.asked
         reason = str(error) if isinstance(error, TrialFailed) else f"config: {error}"
         record = TrialRecord(trial=asked.number, state=TrialState.FAILED, params=asked.params, reason=reason)
-        record.run_id = self.tracker.start_failed(asked.number, asked.params)
+        try:
+            record.run_id = self.tracker.start_failed(asked.number, asked.params)
+        except StorageError as trouble:
+            if full_disk_in(trouble):
+                raise
+            raise NoRun(str(trouble)) from trouble
         self._end(record, {})
 
     def stop(self, trial: RunningTrial) -> None:

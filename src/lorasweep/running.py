@@ -10,11 +10,16 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from lorasweep.config.schema import Config
+from lorasweep.errors import StorageError
 from lorasweep.records import TrialRecord, TrialState
 from lorasweep.search.study import Asked
 
 if TYPE_CHECKING:
     from lorasweep.training.snapshot import AnyPack
+
+
+class NoRun(StorageError):
+    """MLflow cannot make a trial's run at this moment."""
 
 
 @dataclass

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from lorasweep import closing, forking, leaderboard, live, posts
-from lorasweep.config import compose
+from lorasweep.config import address, compose
 from lorasweep.config.home import Folders, Home
 from lorasweep.config.schema import GROUPS, TRIAL_GROUPS, Config
 from lorasweep.errors import LorasweepError
@@ -74,7 +74,7 @@ def start(name: str, overrides: list[str], quiet: bool = False, join: bool = Fal
         UsageError: a sweep of this name exists and is another one.
         Interrupted: Ctrl-C or SIGTERM; what was reported is stored.
     """
-    home = Home.find()
+    home, overrides = Home.find(), address.without_logins(overrides)
     home.find_sweep(name)
     config = compose.compose(overrides, sweep=name, home=home)
     if fork is not None:
@@ -84,7 +84,7 @@ def start(name: str, overrides: list[str], quiet: bool = False, join: bool = Fal
 
 
 def _identity_of(config: Config, home: Home) -> dict[str, Any]:
-    workbench = Workbench(Folders(home.tracking_dir(config.tracking)), config.sweep.objective, 1)
+    workbench = Workbench(home.folders(config.tracking), config.sweep.objective, 1)
     return identify(config, parse_space(config.sweep.space, config), workbench)
 
 
@@ -94,10 +94,12 @@ def resume(name: str, overrides: list[str], quiet: bool = False, join: bool = Fa
     Raises:
         UsageError: there is nothing of this name to resume.
     """
-    home = Home.find()
-    folders = Folders(compose.tracking_folder(overrides, home))
-    study = SweepStudy.load(folders, name)
+    home, overrides = Home.find(), address.without_logins(overrides)
+    study = SweepStudy.load(compose.tracking_place(overrides, home), name)
+    folders = study.folders
     if study.sweep_file is None:
+        if not study.closed:
+            check_server(folders)
         with posts.enter(study.name, folders.sweep(study.name)) as post:
             waiting = study.interrupted()
             workbench = Workbench(folders, study.config.sweep.objective, 1)
@@ -112,7 +114,10 @@ def resume(name: str, overrides: list[str], quiet: bool = False, join: bool = Fa
 
 def _run(name: str, config: Config, overrides: list[str], home: Home, quiet: bool, join: bool) -> Outcome:
     started = time.monotonic()
-    folders = Folders(home.tracking_dir(config.tracking))
+    folders = home.folders(config.tracking)
+    exists = config.sweep.name in SweepStudy.names(folders)
+    if not (exists and SweepStudy.load(folders, config.sweep.name).closed):
+        check_server(folders)
     space = parse_space(config.sweep.space, config)
     check_overrides(space, overrides)
     trials = [compose.compose_trial(overrides, name, point, home) for point in space.probe_points()]
@@ -121,7 +126,6 @@ def _run(name: str, config: Config, overrides: list[str], home: Home, quiet: boo
     if config.pruner.kind != "none":
         check_rungs(trials, workbench)
     identity = identify(config, space, workbench)
-    exists = config.sweep.name in SweepStudy.names(folders)
     with ExitStack() as stack:
         if exists:
             post = stack.enter_context(posts.enter(config.sweep.name, folders.sweep(config.sweep.name), join))
@@ -162,14 +166,15 @@ def train(overrides: list[str], quiet: bool = False) -> Outcome:
     Raises:
         ConfigError, DataError, ModelError: before anything is stored.
     """
-    home = Home.find()
+    home, overrides = Home.find(), address.without_logins(overrides)
     config = compose.compose(overrides, home=home)
     config.sweep.name = config.sweep.name or TRAIN
     config.sweep.space, config.sweep.enqueue = {}, []
     settings = [word for word in overrides if _group_of(word) in NEVER_A_TRIALS]
     params = compose.parse_overrides(word for word in overrides if word not in settings)
     prepare(config.launcher)
-    workbench = Workbench(Folders(home.tracking_dir(config.tracking)), config.sweep.objective, 1)
+    workbench = Workbench(home.folders(config.tracking), config.sweep.objective, 1)
+    check_server(workbench.folders)
     check_trainable(config, workbench)
     identity = {"kind": "single trials", "objective": asdict(config.sweep.objective)}
     with posts.enter(config.sweep.name, workbench.folders.sweep(config.sweep.name)) as post:
@@ -197,6 +202,18 @@ def _train(
     row = next(row for row in outcome.board.rows if row["trial"] == asked[-1].number)
     outcome.best = row if row["state"] == "complete" else None  # this trial's row, not the best of all single runs
     return outcome
+
+
+def check_server(folders: Folders) -> None:
+    """Before anything is stored, see that the server of `tracking.uri` is one.
+
+    Raises:
+        StorageError: it is not, or does not let us in.
+    """
+    if folders.server is not None:
+        from lorasweep import tracking_store
+
+        tracking_store.check_server(folders)
 
 
 def _group_of(override: str) -> str:

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from lorasweep import failpoints
 from lorasweep import spool as spools
 from lorasweep.config.schema import Config
-from lorasweep.errors import StorageError
+from lorasweep.errors import StorageError, TrialFailed
 from lorasweep.provenance import redact
 from lorasweep.records import TrialRecord, TrialState
 from lorasweep.spool import Point, Spool
@@ -38,10 +38,10 @@ from lorasweep.tracking_entities import (
     tag_entities,
     text_of,
 )
-from lorasweep.tracking_files import artifact_folder, place, write_text
+from lorasweep.tracking_files import Artifacts, artifacts_of, fetch
 from lorasweep.tracking_publish import store_views
 from lorasweep.tracking_runs import RUNNING, Runs, who
-from lorasweep.tracking_store import is_writable, open_client, open_experiment, readable_errors
+from lorasweep.tracking_store import is_writable, open_client, open_experiment, place_of, readable_errors
 from lorasweep.tracking_view import USUAL_KEYS, Shown, param_name
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ FINISHED, FAILED = "FINISHED", "FAILED"
 class _OpenTrial:
     run_id: str
     spool: Spool
-    artifacts: Path
+    artifacts: Artifacts
     sent_at: float = 0.0  # time.monotonic() of the last batch
     nonfinite: dict[str, str] = field(default_factory=dict)
 
@@ -69,7 +69,8 @@ class Tracker:
     `send_every_seconds` and at each trial's end, because a batch costs it several milliseconds.
 
     Raises, from every method that speaks to MLflow:
-        StorageError: the database cannot be read or written. Metrics stay in the spool and are sent at the next start.
+        StorageError: the database or the server cannot be read or written. Metrics stay in the spool and are sent at
+            the next start.
     """
 
     def __init__(self, folders: Folders, sweep: str, send_every_seconds: float = 2.0):
@@ -79,7 +80,8 @@ class Tracker:
         self._runs: Runs | None = None
         self._open: dict[int, _OpenTrial] = {}
         self._ending: dict[int, _OpenTrial] = {}  # ended here, not yet in MLflow
-        self._failed_at: float | None = None  # time.monotonic() of the database's last failure, None since a success
+        self._failed_at: float | None = None  # time.monotonic() of MLflow's last failure, None since a success
+        self._ask_after_seconds = RETRY_SECONDS
 
     @property
     def runs(self) -> Runs:
@@ -119,12 +121,12 @@ class Tracker:
             }
             run = self.runs.find("sweep")
             if run is None:
-                run = self.client.create_run(self.experiment_id, tags=clean_tags(tags), run_name=f"sweep {self.sweep}")
+                run = self.runs.create(tags, f"sweep {self.sweep}")
             else:
                 self.client.update_run(run.info.run_id, status=RUNNING)
                 self.client.log_batch(run.info.run_id, tags=tag_entities(tags), synchronous=True)
             self.sweep_run_id = run.info.run_id
-            write_text(artifact_folder(run) / "config.yaml", redact(config_yaml))
+            self._artifacts(run, "sweep").write_text("config.yaml", redact(config_yaml))
         self.take_up_ends()
         self._settle(insist=True)
 
@@ -138,7 +140,8 @@ class Tracker:
             numbers["sweep/best_value"] = best["value"]
         with readable_errors(f"close sweep {self.sweep}"):
             run = self.client.get_run(self.sweep_run_id)
-            write_text(artifact_folder(run) / "summary.json", redact(json.dumps(summary, indent=2, default=str)))
+            text = redact(json.dumps(summary, indent=2, default=str))
+            self._artifacts(run, "sweep").write_text("summary.json", text)
             there = run.data.metrics  # also where a kill came before the run's end
             fresh = {key: float(value) for key, value in numbers.items() if there.get(key) != value}
             tags = {"lorasweep.state": "complete", "lorasweep.best_trial": str(best.get("trial", "none"))}
@@ -175,7 +178,9 @@ class Tracker:
         as `data.sources.SearchData`; `counts` has adapter, head, trainable and total parameters.
         """
         if not self._is_up():
-            raise StorageError(f"MLflow could not start trial {number} of sweep {self.sweep}: its database is busy")
+            raise StorageError(
+                f"MLflow could not start trial {number} of sweep {self.sweep}: {place_of(self.folders)} is busy"
+            )
         settings = {**flatten(config), **{param_name(key): text_of(value) for key, value in params.items()}}
         with readable_errors(f"start trial {number} of sweep {self.sweep}"):
             run, is_new = self._open_run(
@@ -187,7 +192,7 @@ class Tracker:
             }
             self._open[number].spool.append(sizes, 0, now_ms())
             self.client.log_inputs(run.info.run_id, datasets=[dataset_input(config.data, data)])
-            write_text(self._open[number].artifacts / "config.yaml", redact(config_yaml))
+            self._open[number].artifacts.write_text("config.yaml", redact(config_yaml))
         return str(run.info.run_id)
 
     def start_failed(self, number: int, params: dict[str, Any]) -> str:
@@ -220,15 +225,19 @@ class Tracker:
                 self._wait_after(error)
 
     def _is_up(self) -> bool:
-        """Whether a write may be tried: a database that failed is asked quickly first, and seldom."""
-        if self._failed_at is not None and time.monotonic() - self._failed_at >= RETRY_SECONDS:
-            self._failed_at = None if is_writable(self.folders) else time.monotonic()
+        """Whether a write may be tried: one that failed is asked quickly first, and so seldom that training does not
+        feel it, however long the answer takes."""
+        if self._failed_at is not None and time.monotonic() - self._failed_at >= self._ask_after_seconds:
+            asked_at = time.monotonic()
+            up = is_writable(self.folders)
+            self._failed_at = None if up else time.monotonic()
+            self._ask_after_seconds = max(RETRY_SECONDS, (time.monotonic() - asked_at) / SHARE_FOR_ASKING)
         return self._failed_at is None
 
     def _wait_after(self, error: StorageError) -> None:
         where = self.folders.spool(self.sweep)
         log.warning("%s. Training goes on; what it reports waits in %s and is sent later", error, where)
-        self._failed_at = time.monotonic()
+        self._failed_at, self._ask_after_seconds = time.monotonic(), RETRY_SECONDS
 
     def finish_trial(self, number: int, record: TrialRecord, artifacts: dict[str, Path]) -> None:
         """End the trial's run in the record's state, with everything it holds.
@@ -251,12 +260,26 @@ class Tracker:
             tags["lorasweep.reason"] = record.reason
         with readable_errors(f"finish trial {number} of sweep {self.sweep}"):
             for name, source in artifacts.items():
-                place(source, trial.artifacts / name)
+                trial.artifacts.put(name, source)
         failpoints.reach("artifacts-placed")
         trial.spool.set_end(FAILED if record.state is TrialState.FAILED else FINISHED, clean_tags(tags))
         failpoints.reach("end-spooled")
         self._ending[number] = self._open.pop(number)
         self._settle()
+
+    def artifact(self, run_id: str, name: str, into: Path) -> Path:
+        """An artifact of a run as a local path; one that a server keeps is copied below `into`.
+
+        Raises:
+            TrialFailed: it is gone.
+            StorageError: MLflow cannot be read at this moment.
+        """
+        with readable_errors(f"read run {run_id}"):
+            run = self.runs.living(run_id)
+            found = None if run is None else fetch(self.client, run, name, into)
+        if found is None:
+            raise TrialFailed("config", f"run {run_id} has no artifact {name} any more")
+        return found
 
     def let_go(self, number: int) -> None:
         """Write nothing more of a trial that another process has taken over."""
@@ -274,6 +297,7 @@ class Tracker:
             try:
                 self._send(number, trial, ending.tags)
                 with readable_errors(f"end the run of trial {number} of sweep {self.sweep}"):
+                    trial.artifacts.send()
                     self.client.set_terminated(trial.run_id, ending.status)
             except StorageError as error:
                 if insist:
@@ -296,7 +320,7 @@ class Tracker:
             if run is None:  # deleted in MLflow
                 spool.close()
             else:
-                self._ending[number] = _OpenTrial(run.info.run_id, spool, artifact_folder(run))
+                self._ending[number] = self._open_trial(number, run, spool)
 
     # -- below ------------------------------------------------------------------------------------------------------
 
@@ -306,8 +330,15 @@ class Tracker:
         spool.ending = None  # it trains on
         run, is_new = self.runs.open_trial(number, spool.run_id, spool.existed, tags)
         spool.set_run(run.info.run_id)
-        self._open[number] = _OpenTrial(run.info.run_id, spool, artifact_folder(run), time.monotonic())
+        self._open[number] = self._open_trial(number, run, spool)
         return run, is_new
+
+    def _open_trial(self, number: int, run: Run, spool: Spool) -> _OpenTrial:
+        artifacts = self._artifacts(run, spools.path_of(Path(), number).stem)
+        return _OpenTrial(run.info.run_id, spool, artifacts, time.monotonic())
+
+    def _artifacts(self, run: Run, name: str) -> Artifacts:
+        return artifacts_of(self.folders, self.client, run, self.folders.spool(self.sweep) / f"{name}.artifacts")
 
     def _send(self, number: int, trial: _OpenTrial, tags: dict[str, str] | None = None) -> None:
         """Pass on all waiting points in as few batches as MLflow allows, confirming each batch in the spool."""
@@ -332,7 +363,8 @@ class Tracker:
         trial.sent_at = time.monotonic()
 
 
-RETRY_SECONDS = 2.0  # between questions whether a database that failed is back
+RETRY_SECONDS = 2.0  # between questions whether MLflow, once it failed, is back
+SHARE_FOR_ASKING = 0.05  # of the time at most, where the answer takes long
 
 
 def now_ms() -> int:

@@ -34,7 +34,7 @@ class Place:
 
 def find(folders: Folders, sweep: str) -> Place | None:
     """The place of a sweep, None where MLflow has none."""
-    if not folders.mlflow_db.exists():
+    if folders.server is None and not folders.mlflow_db.exists():
         return None
     client = open_client(folders)
     with readable_errors(f"look for sweep {sweep}"):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from lorasweep import failpoints
 from lorasweep.tracking_entities import PARAMS_PER_BATCH, clean_tags, param_entities
+from lorasweep.tracking_server import asked_once
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -48,10 +49,14 @@ class Runs:
             "lorasweep.state": "running",
             **who(),
         }
-        tags = clean_tags({**tags, **ours})
-        run = self.client.create_run(self.experiment_id, tags=tags, run_name=f"{self.sweep} {number}")
+        run = self.create({**tags, **ours}, f"{self.sweep} {number}")
         failpoints.reach("run-created")
         return run, True
+
+    def create(self, tags: dict[str, str], name: str) -> Run:
+        """A new run, asked for once: where the answer is lost, the next try finds it by its tags."""
+        with asked_once():
+            return self.client.create_run(self.experiment_id, tags=clean_tags(tags), run_name=name)
 
     def living(self, run_id: str | None) -> Run | None:
         """The run of this id, None where there is none or it was deleted."""

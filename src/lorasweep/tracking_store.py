@@ -1,9 +1,9 @@
-"""The MLflow database of a tracking folder: opened the same from every working directory, its errors made readable.
+"""Where a tracking folder's runs are kept: its own MLflow database, or a server; the errors of both made readable.
 
 A bare `mlflow ui` started in the tracking folder must show all, so the database is FOLDER/mlflow.db and artifacts lie
 in FOLDER/mlruns/<experiment id>/<run id>/artifacts. MLflow resolves its default artifact folder against the working
 directory; the store that creates experiments is therefore made here with the folder's absolute path.
-Neighbours: `tracking` and `registry`, the only users. MLflow takes a second to import: only functions import it.
+Neighbours: `tracking_server`; `tracking` and `registry`, the users. MLflow takes a second to import: only functions do.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lorasweep import tracking_server
 from lorasweep.errors import StorageError
+from lorasweep.tracking_server import in_short
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -28,8 +30,18 @@ CHATTY = ("alembic", "mlflow.store.model_registry.sqlalchemy_store", "mlflow.sto
 
 
 def database_uri(folders: Folders) -> str:
-    """The tracking URI of a tracking folder, independent of the working directory."""
+    """The URI of a tracking folder's own database, independent of the working directory."""
     return f"sqlite:///{folders.mlflow_db.resolve()}"
+
+
+def tracking_uri(folders: Folders) -> str:
+    """Where MLflow's client finds what is tracked here: the server, or the folder's database."""
+    return folders.server or database_uri(folders)
+
+
+def place_of(folders: Folders) -> str:
+    """The same in words for people."""
+    return f"the server {folders.server}" if folders.server else str(folders.mlflow_db)
 
 
 @contextmanager
@@ -45,7 +57,7 @@ def readable_errors(doing: str) -> Iterator[None]:
     try:
         yield
     except (MlflowException, SQLAlchemyError, OSError) as error:
-        text = str(error).split("\n[SQL", 1)[0].strip()
+        text = in_short(str(error).split("\n[SQL", 1)[0].strip())
         hint = ""
         if "out-of-date database schema" in text:
             hint = " Save a copy of mlflow.db, then run `mlflow db upgrade sqlite:///mlflow.db` in its folder."
@@ -68,7 +80,7 @@ def _quiet_mlflow() -> None:
 
 
 def open_client(folders: Folders) -> MlflowClient:
-    """A client of the folder's database, whose tables are created where they are missing.
+    """A client of the folder's server, or of its database, whose tables are created where they are missing.
 
     Raises:
         StorageError: a database that cannot be opened, or one of another MLflow version.
@@ -76,14 +88,47 @@ def open_client(folders: Folders) -> MlflowClient:
     _quiet_mlflow()
     from mlflow import MlflowClient
 
+    if folders.server is not None:
+        tracking_server.limit_patience()
+        return MlflowClient(tracking_uri=folders.server, registry_uri=folders.server)
     with readable_errors(f"open {folders.mlflow_db}"):
         _store(folders)
         uri = database_uri(folders)
         return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
+def check_server(folders: Folders) -> None:
+    """See that the tracking folder's server is one, and lets us in; nothing where there is no server.
+
+    Raises:
+        StorageError: what is wrong, and how to mend it.
+    """
+    if folders.server is None:
+        return
+    try:
+        with readable_errors("list experiments"):
+            open_client(folders).search_experiments(max_results=1)
+    except StorageError as error:
+        raise StorageError(
+            f"no MLflow server can be used at {folders.server}: {_cause(str(error))}. Nothing is lost: start the "
+            "server, or mend `tracking.uri`, then run the same command again"
+        ) from error
+
+
+def _cause(text: str) -> str:
+    text = text.removeprefix("MLflow could not list experiments: ")
+    if "error code 401" in text or "error code 403" in text:
+        return f"it asks for a login ({text[-80:].strip()}); set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+    if "error code 404" in text or "valid JSON" in text:
+        return "what answers there is no MLflow server"
+    return text
+
+
 def is_writable(folders: Folders) -> bool:
-    """Whether the database takes a write at this moment. Quick, where MLflow's own tries last 20 s and more."""
+    """Whether the database takes a write at this moment, or the server answers. Quick, where MLflow's own tries last
+    20 s and more."""
+    if folders.server is not None:
+        return tracking_server.answers(folders.server)
     try:
         with closing(sqlite3.connect(folders.mlflow_db, timeout=0.1, isolation_level=None)) as connection:
             connection.execute("begin immediate")
@@ -133,6 +178,8 @@ def open_experiment(folders: Folders, client: MlflowClient, name: str) -> str:
     """
     with readable_errors(f"open experiment {name}"):
         found = client.get_experiment_by_name(name)
+        if found is None and folders.server is not None:
+            return tracking_server.open_experiment(client, name)
         if found is None:
             return str(_store(folders).create_experiment(name))
     if found.lifecycle_stage == "deleted":
@@ -140,7 +187,7 @@ def open_experiment(folders: Folders, client: MlflowClient, name: str) -> str:
             f"the MLflow experiment {name} (id {found.experiment_id}) was deleted and still holds the name. Bring it "
             f"back with `mlflow experiments restore -x {found.experiment_id}`, or give this sweep another sweep.name"
         )
-    if local_folder(found.artifact_location) is None:
+    if folders.server is None and local_folder(found.artifact_location) is None:
         raise StorageError(
             f"the MLflow experiment {name} keeps its artifacts at {found.artifact_location}, which only a tracking "
             "server can write. Give this sweep another sweep.name"

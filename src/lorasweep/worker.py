@@ -9,9 +9,11 @@ Neighbours: `candidates` (who comes next), `reporting` (what becomes of what pac
 
 from __future__ import annotations
 
+import tempfile
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorasweep import failpoints, replay
@@ -24,7 +26,7 @@ from lorasweep.posts import Post
 from lorasweep.progress import Progress
 from lorasweep.replay import Candidate
 from lorasweep.reporting import Reporting
-from lorasweep.running import RunningTrial, Slots
+from lorasweep.running import NoRun, RunningTrial, Slots
 from lorasweep.search.leases import Leases
 from lorasweep.search.requests import PAUSE
 
@@ -38,10 +40,6 @@ if TYPE_CHECKING:
 LOOK_SECONDS = 0.5  # between two looks at what people ask for; a look costs a read of the study's attributes
 RETRY_SECONDS = 2.0  # between tries to make a run
 PATIENCE_SECONDS = 600.0  # that a worker with nothing else to do waits for MLflow
-
-
-class NoRun(StorageError):
-    """MLflow cannot make a trial's run at this moment."""
 
 
 class Interrupted(LorasweepError):
@@ -157,9 +155,10 @@ class Worker:
     def _fill(self) -> None:
         while len(self.slots) < self.workbench.slots and (not self.slots or time.monotonic() >= self._fill_again_at):
             self._stop_where_all_fail()
+            config: Config | None = None
             if self.queue.waiting:
                 candidate, config = self.queue.waiting[0]
-                if not self.workbench.pack(config).free:
+                if config is not None and not self.workbench.pack(config).free:
                     return
                 self.queue.waiting.popleft()
                 if self.leases.lost([candidate.asked.number]):  # waited here while this process was silent
@@ -172,26 +171,34 @@ class Worker:
                     self._fill_again_at = time.monotonic() + LOOK_SECONDS
                     return
                 candidate, self.slots.changed = found, True
-                if candidate.taken_over:
-                    step = candidate.saved.fields["step"] if candidate.saved is not None else 0
-                    self.progress.note(
-                        f"trial {candidate.asked.number} was left by its worker; it goes on here from step {step}"
-                    )
-                try:
-                    config = self.compose(candidate.asked.params)
-                    if not self.workbench.pack(config).free:
-                        self.queue.waiting.append((candidate, config))
-                        return
-                except (ConfigError, TrialFailed) as error:
-                    self.reporting.fail_before_training(candidate, error)
-                    continue
+                self._welcome(candidate)
             try:
-                self._admit(candidate, config)
+                if not self._place(candidate, config):
+                    return
             except NoRun as error:
                 self._postpone(candidate, config, error)
                 return
 
-    def _postpone(self, candidate: Candidate, config: Config, error: NoRun) -> None:
+    def _welcome(self, candidate: Candidate) -> None:
+        if candidate.taken_over:
+            step = candidate.saved.fields["step"] if candidate.saved is not None else 0
+            number = candidate.asked.number
+            self.progress.note(f"trial {number} was left by its worker; it goes on here from step {step}")
+
+    def _place(self, candidate: Candidate, config: Config | None) -> bool:
+        """Into a slot of its pack, or FAILED where it cannot be trained; False where that pack has no free slot."""
+        try:
+            config = config or self.compose(candidate.asked.params)
+            if not self.workbench.pack(config).free:
+                self.queue.waiting.append((candidate, config))
+                return False
+        except (ConfigError, TrialFailed) as error:
+            self.reporting.fail_before_training(candidate, error)
+            return True
+        self._admit(candidate, config)
+        return True
+
+    def _postpone(self, candidate: Candidate, config: Config | None, error: NoRun) -> None:
         """A trial whose run MLflow cannot make now waits; those in their slots go on, their metrics in the spool."""
         if self._no_run_since is None:
             self._no_run_since = time.monotonic()
@@ -231,16 +238,18 @@ class Worker:
         from lorasweep.models.packed_lora import PackedLora
         from lorasweep.training.pack import Pack
 
+        origin = self.study.warm_from(number)
+        if origin is None:
+            return
         try:
-            adapter = self.study.warm_from(number)
-            if adapter is None:
-                return
             if not isinstance(pack, Pack) or not isinstance(pack.engine, PackedLora) or pack.roster.waiting(number):
-                raise TrialFailed("config", f"trial {number} cannot start from {adapter}: no adapter slot")
-            pack.engine.start_from(pack.roster.slot(number).index, adapter)
+                raise TrialFailed("config", f"trial {number} cannot start from another's adapter: no adapter slot")
+            with tempfile.TemporaryDirectory(prefix="lorasweep-") as folder:
+                adapter = self.tracker.artifact(origin, "adapter", Path(folder))
+                pack.engine.start_from(pack.roster.slot(number).index, adapter)
         except (StorageError, TrialFailed) as error:
             pack.evict(number)
-            raise error if isinstance(error, TrialFailed) else TrialFailed("config", str(error)) from None
+            raise error if isinstance(error, TrialFailed) else NoRun(str(error)) from error
 
     def _start_run(self, trial: RunningTrial) -> None:
         from lorasweep.provenance import gather

@@ -320,7 +320,7 @@ def test_tracking_folder(home: Home, tmp_path: Path) -> None:
     assert tracking_folder(["tracking.dir=null"], home) == tmp_path
     assert tracking_folder(["adapter.r=4", "tracking.dir=runs"], home) == tmp_path / "runs"
     with pytest.raises(ConfigError, match=r"did you mean `tracking.dir`"):
-        tracking_folder(["tracking.dri=runs"], home)
+        tracking_folder(["tracking.dirr=runs"], home)
 
 
 def test_a_fingerprint_holds_the_trial_and_nothing_else(home: Home) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from typing import Any
 
+from lorasweep.config import address
 from lorasweep.config.home import check_name
 from lorasweep.config.schema import TRANSFORMER, Config
 from lorasweep.errors import ConfigError, nearest
@@ -81,6 +82,8 @@ def _cross_problems(config: Config) -> Iterator[str]:
         )
     if config.adapter.kind == "head" and config.adapter.bias != "none":
         yield f"`adapter=head` trains the head alone, and `adapter.bias`={config.adapter.bias} asks for more; use none"
+    if config.tracking.uri is not None and (wrong := address.problem(config.tracking.uri)) is not None:
+        yield wrong
     if config.sweep.name:
         try:
             check_name(config.sweep.name, "sweep name")

@@ -17,9 +17,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from lorasweep.config import explain
+from lorasweep.config import address, explain
 from lorasweep.config.checks import check_config
-from lorasweep.config.home import Home
+from lorasweep.config.home import Folders, Home
 from lorasweep.config.schema import GROUPS, TRIAL_GROUPS, Config, ObjectiveConfig, SweepConfig, TrackingConfig
 from lorasweep.config.words import literal, override_string, parse_overrides
 from lorasweep.errors import ConfigError
@@ -69,8 +69,20 @@ def tracking_folder(overrides: Iterable[str], home: Home) -> Path:
     Raises:
         ConfigError: a word that is no override, or one of an unknown key.
     """
-    folder = parse_overrides(overrides).get("tracking.dir")
-    return home.tracking_dir(TrackingConfig(dir=None if folder is None else str(folder)))
+    return tracking_place(overrides, home).tracking
+
+
+def tracking_place(overrides: Iterable[str], home: Home) -> Folders:
+    """Where runs are recorded, for commands that need nothing else of a config; the server only where it is named.
+
+    Raises:
+        ConfigError: a word that is no override, one of an unknown key, an address that is none.
+    """
+    given = parse_overrides(address.without_logins(overrides))
+    folder, uri = given.get("tracking.dir"), given.get("tracking.uri")
+    if uri is not None and (wrong := address.problem(str(uri))) is not None:
+        raise ConfigError(wrong)
+    return home.folders(TrackingConfig(dir=None if folder is None else str(folder), uri=uri and str(uri)))
 
 
 def to_yaml(config: Config) -> str:
@@ -225,6 +237,8 @@ def _typed(composed: Any, home: Home, sweep: str | None, given: dict[str, Any], 
             "LORASWEEP_HOME to a folder of your own"
         )
     config.sweep.name = config.sweep.name or sweep or ""
+    if config.tracking.uri is not None:
+        config.tracking.uri = address.keep_login_apart(config.tracking.uri)
     _first_objective(config.sweep)
     return config
 

@@ -58,6 +58,10 @@ class Home:
         """The folder of mlflow.db and mlruns/; a relative `tracking.dir` counts from the current folder."""
         return Path(tracking.dir).expanduser().resolve() if tracking.dir else self.root
 
+    def folders(self, tracking: TrackingConfig) -> Folders:
+        """Where runs are recorded."""
+        return Folders(self.tracking_dir(tracking), tracking.uri)
+
     def sweep_names(self) -> list[str]:
         """Names of all sweep files, the user's and ours."""
         folders = {self.root / "sweeps", self.shipped / "sweeps"}
@@ -80,9 +84,12 @@ class Home:
 
 @dataclass(frozen=True)
 class Folders:
-    """Where runs leave their files, all below one tracking folder; a bare `mlflow ui` in it shows everything."""
+    """Where runs leave their files, all below one tracking folder; a bare `mlflow ui` in it shows everything.
+
+    `server`: the address of the MLflow server that keeps runs, artifacts and models instead; None: they lie here."""
 
     tracking: Path
+    server: str | None = None
 
     @property
     def mlflow_db(self) -> Path:

@@ -331,6 +331,11 @@ class TrackingConfig:
     """Where runs are recorded. Group `tracking`."""
 
     dir: str | None = option(None, "folder of mlflow.db and mlruns/; null: LORASWEEP_HOME, else the current folder")
+    uri: str | None = option(
+        None,
+        "address of an MLflow server, http or https, that keeps runs, artifacts and models; null: mlflow.db and "
+        "mlruns/ in `dir`. Studies, spool and checkpoints stay in `dir`",
+    )
     price_per_hour: float | None = option(None, "money an hour of this machine costs; shown as cost", at_least=0)
 
 

@@ -28,8 +28,8 @@ def write(name: str, overrides: list[str], out: Path | None = None) -> Path:
         UsageError: no sweep of this name was ever started.
     """
     home = Home.find()
-    folders = Folders(compose.tracking_folder(overrides, home))
-    return attach(SweepStudy.load(folders, name), folders, out)
+    study = SweepStudy.load(compose.tracking_place(overrides, home), name)
+    return attach(study, study.folders, out)
 
 
 def attach(study: SweepStudy, folders: Folders, out: Path | None = None) -> Path:

@@ -145,10 +145,15 @@ class StudyReader:
         run_id = read(self._stored.trial(number), RUN_ID)
         return None if run_id is None else str(run_id)
 
-    def _adapter_of(self, number: int) -> Path | None:
+    def _left_adapter(self, number: int) -> bool:
+        """Whether a trial's adapter is kept: in the tracking folder, or as far as is known here, by the server."""
         run_id = self.run_id(number)
-        found = self.folders.mlruns.glob(f"*/{run_id}/artifacts/adapter/adapter_model.safetensors") if run_id else []
-        return next((path.parent for path in found), None)
+        if self.folders.server is None:
+            kept = self.folders.mlruns.glob(f"*/{run_id}/artifacts/adapter/adapter_model.safetensors")
+            return run_id is not None and any(kept)
+        record = self._record(self._stored.trial(number))
+        by_hand = record.state is TrialState.PRUNED and (record.reason or "").startswith("stopped by hand")
+        return record.value is not None and (record.state is TrialState.COMPLETE or by_hand)
 
     def samples_seen(self) -> int:
         """Training rows seen by the trials that have ended."""

@@ -7,11 +7,10 @@ asks, `worker` acts.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorasweep.config.home import Folders
-from lorasweep.errors import StorageError, UsageError
+from lorasweep.errors import UsageError
 from lorasweep.search import clones, requests
 from lorasweep.search.reader import PARAMS, StudyReader
 from lorasweep.search.requests import Request
@@ -67,7 +66,7 @@ class SteeredStudy(StudyReader):
         if self.space is None:
             raise UsageError(f"{self.name!r} holds single trials; train another one with `lorasweep train key=value …`")
         params = {**(read(self._stored.trial(number), PARAMS) or {}), **changes}
-        if warm and self._adapter_of(number) is None:
+        if warm and not self._left_adapter(number):
             raise UsageError(
                 f"trial {number} of sweep {self.name!r} left no adapter to start from: only trials that were complete, "
                 "or stopped by hand after an evaluation, do; leave --warm out"
@@ -77,16 +76,7 @@ class SteeredStudy(StudyReader):
             made = self._stored.storage.create_new_trial(self._study._study_id, template_trial=waiting)
             return Asked(self._stored.storage.get_trial(made).number, params)
 
-    def warm_from(self, number: int) -> Path | None:
-        """The adapter that this trial starts from; None: it starts afresh.
-
-        Raises:
-            StorageError: it is gone.
-        """
+    def warm_from(self, number: int) -> str | None:
+        """The MLflow run whose adapter this trial starts from; None: it starts afresh."""
         origin = clones.clone_of(self._stored.trial(number))
-        if origin is None or not origin["warm"]:
-            return None
-        adapter = self._adapter_of(origin["of"])
-        if adapter is None:
-            raise StorageError(f"trial {number} starts from the adapter of trial {origin['of']}, which is gone")
-        return adapter
+        return self.run_id(origin["of"]) if origin is not None and origin["warm"] else None

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -109,7 +109,9 @@ class SweepStudy(SteeredStudy):
             if name not in names:
                 raise UsageError(f"there is no sweep {name!r} in {folders.tracking}; {nearest(name, names)}")
             study = optuna.load_study(study_name=name, storage=storage)
-            return cls(folders, study, json.loads(study.user_attrs[ABOUT]))
+            about = json.loads(study.user_attrs[ABOUT])
+            server = folders.server or about["config"]["tracking"].get("uri")  # a server that moved is given anew
+            return cls(replace(folders, server=server), study, about)
 
     @staticmethod
     def names(folders: Folders) -> list[str]:
