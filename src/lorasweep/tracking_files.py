@@ -41,12 +41,8 @@ class FolderArtifacts:
         self.folder = artifact_folder(run)
 
     def write_text(self, name: str, text: str) -> None:
-        """See `Artifacts`; a reader sees the old text or the whole new one."""
-        path = self.folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(path.name + ".part")
-        part.write_text(text, encoding="utf-8")
-        part.replace(path)
+        """See `Artifacts`."""
+        write_text(self.folder / name, text)
 
     def put(self, name: str, source: Path) -> None:
         """See `Artifacts`."""
@@ -103,6 +99,14 @@ def fetch(client: MlflowClient, run: Run, name: str, into: Path) -> Path | None:
         if any(item.path == name for item in client.list_artifacts(run.info.run_id)):
             return Path(client.download_artifacts(run.info.run_id, name, str(into)))
     return None
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file; a reader sees the old one or the whole new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
 
 
 def place(source: Path, target: Path) -> None:

@@ -30,17 +30,12 @@ CHATTY = ("alembic", "mlflow.store.model_registry.sqlalchemy_store", "mlflow.sto
 
 
 def database_uri(folders: Folders) -> str:
-    """The URI of a tracking folder's own database, independent of the working directory."""
-    return f"sqlite:///{folders.mlflow_db.resolve()}"
-
-
-def tracking_uri(folders: Folders) -> str:
-    """Where MLflow's client finds what is tracked here: the server, or the folder's database."""
-    return folders.server or database_uri(folders)
+    """The tracking URI of a tracking folder, independent of the working directory: its server's, where it has one."""
+    return folders.server or f"sqlite:///{folders.mlflow_db.resolve()}"
 
 
 def place_of(folders: Folders) -> str:
-    """The same in words for people."""
+    """The same for people."""
     return f"the server {folders.server}" if folders.server else str(folders.mlflow_db)
 
 

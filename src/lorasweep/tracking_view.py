@@ -231,6 +231,7 @@ def fragment(experiment_id: str, view: str = KEY) -> str:
     return f"/experiments/{experiment_id}/runs?workflowType=machine_learning&viewStateShareKey={view}{mode}"
 
 
-def address(port: int, experiment_id: str, view: str = KEY) -> str:
-    """The page of an experiment's saved view on the MLflow server at this port of 127.0.0.1."""
-    return f"http://127.0.0.1:{port}/#{fragment(experiment_id, view)}"
+def address(server: int | str, experiment_id: str, view: str = KEY) -> str:
+    """The page of an experiment's saved view on an MLflow server: its address, or its port of 127.0.0.1."""
+    base = f"http://127.0.0.1:{server}" if isinstance(server, int) else server
+    return f"{base}/#{fragment(experiment_id, view)}"

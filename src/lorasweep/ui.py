@@ -31,7 +31,8 @@ PORTS_TRIED = 20
 def serve(
     name: str | None, overrides: list[str], port: int = 5000, as_json: bool = False, view: str = "leaderboard"
 ) -> int:
-    """Start MLflow's server, print the address of a saved view, and stay until Ctrl-C; returns the exit code.
+    """Start MLflow's server, print the address of a saved view, and stay until Ctrl-C; returns the exit code. A sweep
+    whose runs a server keeps is shown there, and nothing is started.
 
     `name` None: the sweep that was written to last. `view`: one of `tracking_view.VIEWS`. With `as_json` the first line
     is `{"url", "sweep", "pid"}`.
@@ -41,14 +42,20 @@ def serve(
         LorasweepError: the server does not start.
     """
     from lorasweep import tracking_readers
-    from lorasweep.config.compose import tracking_folder
-    from lorasweep.config.home import Folders, Home
+    from lorasweep.config.compose import tracking_place
+    from lorasweep.config.home import Home
     from lorasweep.tracking_view import VIEWS, address
 
-    folders = Folders(tracking_folder(overrides, Home.find()))
+    folders = where_tracked(tracking_place(overrides, Home.find()), name)
     sweep, experiment_id = find_sweep(folders, name)
     tracking_readers.replay(folders, sweep)
     refresh(folders, sweep)
+    if folders.server is not None:  # it has its page already
+        url = address(folders.server, experiment_id, view)
+        print(json.dumps({"url": url, "sweep": sweep}) if as_json else f"{VIEWS[view]} of {sweep}: {url}", flush=True)
+        if on_a_desktop():
+            webbrowser.open(url)
+        return 0
     port = free_port(port)
     url = address(port, experiment_id, view)
     server, log = start(folders, port)
@@ -80,6 +87,15 @@ def refresh(folders: Folders, sweep: str) -> None:
         print(f"lorasweep: the page may be behind: {error}", file=sys.stderr)
 
 
+def where_tracked(folders: Folders, name: str | None) -> Folders:
+    """`folders` with the server that keeps the sweep's runs (`name` None: the newest sweep's), where there is one."""
+    from lorasweep.search.study import SweepStudy
+
+    names = SweepStudy.names(folders)
+    found = name or (names[0] if names else None)
+    return SweepStudy.load(folders, found).folders if found in names else folders
+
+
 def find_sweep(folders: Folders, name: str | None) -> tuple[str, str]:
     """(name, experiment id) of the sweep to show.
 
@@ -88,8 +104,8 @@ def find_sweep(folders: Folders, name: str | None) -> tuple[str, str]:
     """
     from lorasweep import tracking_readers
 
-    where = folders.mlflow_db.parent
-    if not folders.mlflow_db.exists():
+    where = folders.server or folders.mlflow_db.parent
+    if folders.server is None and not folders.mlflow_db.exists():
         raise UsageError(f"nothing was tracked in {where} yet (no mlflow.db); run a sweep, or give tracking.dir=FOLDER")
     found = tracking_readers.newest_experiment(folders, name)
     if found is None:
