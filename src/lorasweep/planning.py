@@ -14,7 +14,7 @@ from lorasweep.config import compose
 from lorasweep.config.home import Home
 from lorasweep.config.schema import TRANSFORMER, Config
 from lorasweep.live import format_seconds
-from lorasweep.prechecks import check_overrides, check_trainable, given_slots, settle_slots
+from lorasweep.prechecks import check_overrides, check_trainable, given_slots, probe_points, settle_slots
 from lorasweep.search.space import Space, parse_space
 from lorasweep.workbench import Workbench
 
@@ -68,7 +68,7 @@ def plan(name: str, overrides: list[str]) -> Plan:
     prepare(config.launcher)
     space = parse_space(config.sweep.space, config)
     check_overrides(space, overrides)
-    points = space.probe_points()
+    points = probe_points(space, config)
     trials = [compose.compose_trial(overrides, name, point, home) for point in points]
     workbench = Workbench(home.folders(config.tracking), config.sweep.objective, given_slots(config) or 1)
     first = compose.compose_trial(overrides, name, {**points[0], **(config.sweep.enqueue or [{}])[0]}, home)

@@ -56,6 +56,12 @@ def shares_its_base(trial: Config) -> bool:
     return trial.model.kind == TRANSFORMER and trial.adapter.kind not in ("full", "none")
 
 
+def probe_points(space: Space, config: Config) -> list[dict[str, Any]]:
+    """Points that touch every bound of the space; with sampler=list those that will run, which are no others."""
+    listed = config.sweep.enqueue if config.sampler.kind == "list" else []
+    return listed or space.probe_points()
+
+
 def check_overrides(space: Space, overrides: list[str]) -> None:
     """A swept key is drawn for each trial, so that an override of it would change nothing.
 

@@ -27,6 +27,7 @@ from lorasweep.prechecks import (
     check_trainable,
     given_slots,
     identify,
+    probe_points,
     settle_slots,
 )
 from lorasweep.progress import Progress, Silent
@@ -120,7 +121,7 @@ def _run(name: str, config: Config, overrides: list[str], home: Home, quiet: boo
         check_server(folders)
     space = parse_space(config.sweep.space, config)
     check_overrides(space, overrides)
-    trials = [compose.compose_trial(overrides, name, point, home) for point in space.probe_points()]
+    trials = [compose.compose_trial(overrides, name, point, home) for point in probe_points(space, config)]
     prepare(config.launcher)  # packs count threads as they are made
     workbench = Workbench(folders, config.sweep.objective, given_slots(config) or 1)
     if config.pruner.kind != "none":
@@ -136,11 +137,11 @@ def _run(name: str, config: Config, overrides: list[str], home: Home, quiet: boo
                 post.checkpoints.clear()  # a kill may have come before its worker could
                 closing.close_what_is_open(study, post)
                 return _outcome(study, workbench.slots, 0.0, nothing_to_do=True)
-        first = {**space.probe_points()[0], **(config.sweep.enqueue or [{}])[0]}
+        first = {**probe_points(space, config)[0], **(config.sweep.enqueue or [{}])[0]}
         progress, tally = stack.enter_context(_view(config, quiet))
         progress.note(f"loading {config.model.name or config.model.path} and {workbench.data(config).source}")
         trial = compose.compose_trial(overrides, name, first, home)
-        check_adapters(space.probe_points(), trials, trial, workbench)
+        check_adapters(probe_points(space, config), trials, trial, workbench)
         check_trainable(trial, workbench)
         if given_slots(config) is None and not (exists and study.slots is not None):
             settle_slots(workbench, trial, [trial, *trials])

@@ -20,6 +20,7 @@ from typing import Any
 from lorasweep.config import address, explain
 from lorasweep.config.checks import check_config
 from lorasweep.config.home import Folders, Home
+from lorasweep.config.scale import apply_scale
 from lorasweep.config.schema import GROUPS, TRIAL_GROUPS, Config, ObjectiveConfig, SweepConfig, TrackingConfig
 from lorasweep.config.words import literal, override_string, parse_overrides
 from lorasweep.errors import ConfigError
@@ -38,7 +39,7 @@ def compose(overrides: Iterable[str] = (), sweep: str | None = None, home: Home 
         UsageError: no such sweep.
     """
     home, overrides = home or Home.find(), list(overrides)
-    config = _compose(home, sweep, overrides)
+    config = apply_scale(_compose(home, sweep, overrides))
     check_config(config, f"(check the overrides and sweeps/{sweep}.yaml)" if sweep else "")
     return config
 
@@ -57,6 +58,7 @@ def compose_trial(overrides: Iterable[str], sweep: str | None, params: dict[str,
     try:
         config = _cached(home, sweep, (*overrides, *groups))
         config = _set_values(config, {key: value for key, value in params.items() if key not in GROUPS})
+        apply_scale(config)
     except ConfigError as error:
         raise ConfigError(f"{error} {where}") from None
     check_config(config, where)

@@ -72,6 +72,12 @@ class ModelConfig:
     name: str = option("", "short name shown in leaderboards; empty: the last part of `path`")
     path: str = option("", "a Hugging Face hub id, a local directory, or `builtin:NAME` for a base that ships with us")
     revision: str | None = option(None, "hub revision (branch, tag or commit); null: the default branch")
+    family: str = option(
+        "", "architecture, as config.json's model_type; scale=smoke needs it where `path` is no folder here"
+    )
+    has_head: bool = option(
+        False, "the checkpoint has a classification head of its own; scale=smoke then builds one with its small base"
+    )
     trust_remote_code: bool = option(False, "run Python code that comes with the checkpoint; off unless you ask")
 
 
@@ -155,7 +161,7 @@ class DataConfig:
     max_eval_rows: int | None = option(
         None, "use only N rows of validation and of test, drawn by `split_seed`", above=0
     )
-    classes: int = option(2, "demo_reviews: 2 (negative, positive) or 4 (also neutral, mixed)", at_least=2, at_most=4)
+    classes: int = option(2, "demo_reviews: 2 (negative, positive), 3 (also neutral) or 4 (also mixed)", at_least=2, at_most=4)
     demo_rows: int = option(2400, "demo: training rows to generate; validation and test have a quarter each", above=0)
     demo_seed: int = option(0, "demo: seed of the generator", at_least=0)
 
@@ -340,6 +346,22 @@ class TrackingConfig:
 
 
 @dataclass
+class ScaleConfig:
+    """As written, or all of it small: a try of the whole path in a minute, without network. Group `scale`.
+
+    smoke: a base from the hub or a folder becomes a small random one of the same family, data that are not here become
+    generated rows with the same class names, and what follows is cut; the sweep's name ends in -smoke.
+    """
+
+    kind: str = option("full", "full: as written; smoke: small", choices=("full", "smoke"))
+    trials: int = option(4, "smoke: trials at most, unless more are in sweep.enqueue", above=0)
+    max_steps: int = option(6, "smoke: optimizer steps of a trial at most", above=0)
+    train_rows: int = option(64, "smoke: training rows at most", at_least=8)
+    eval_rows: int = option(24, "smoke: validation and test rows at most, each", at_least=4)
+    max_new_tokens: int = option(8, "smoke: tokens of a generated answer at most", above=0)
+
+
+@dataclass
 class ObjectiveConfig:
     """What a sweep looks for: one metric, named exactly as it is logged."""
 
@@ -405,9 +427,10 @@ class Config:
     pruner: PrunerConfig = field(default_factory=PrunerConfig)
     launcher: LauncherConfig = field(default_factory=LauncherConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    scale: ScaleConfig = field(default_factory=ScaleConfig)
     sweep: SweepConfig = field(default_factory=SweepConfig)
 
 
 TRANSFORMER = "transformer"
 TRIAL_GROUPS = ("model", "quantization", "adapter", "data", "task", "optimizer", "train")
-GROUPS = (*TRIAL_GROUPS, "sampler", "pruner", "launcher", "tracking")
+GROUPS = (*TRIAL_GROUPS, "sampler", "pruner", "launcher", "tracking", "scale")

@@ -18,7 +18,11 @@ from lorasweep.data.reviews import NEGATIVE, POSITIVE, ReviewWriter
 from lorasweep.errors import DataError
 
 LABEL_NOISE = 0.04
-REVIEW_NAMES = {2: ["negative", "positive"], 4: ["negative", "positive", "neutral", "mixed"]}
+REVIEW_NAMES = {
+    2: ["negative", "positive"],
+    3: ["negative", "positive", "neutral"],
+    4: ["negative", "positive", "neutral", "mixed"],
+}
 QA_NAMES = ["unanswerable", "answerable"]
 SPLITS = ("train", "validation", "test")
 PRETRAIN_SHARE = 4  # one text in four belongs to pretraining
@@ -43,11 +47,12 @@ def demo_reviews(rows: int, seed: int = 0, classes: int = 2) -> dict[str, list[R
 
     Noise: in every split each row's label is replaced with probability 4% by another class drawn uniformly, so even a
     perfect model scores about 96% on validation and test. No text stands in two splits or twice in one.
-    DataError where `classes` is neither 2 nor 4.
+    DataError where `classes` is not 2, 3 or 4.
     """
     if classes not in REVIEW_NAMES:
         raise DataError(
-            f"data.classes={classes}: demo_reviews has 2 classes (negative, positive) or 4 (also neutral, mixed)"
+            f"data.classes={classes}: demo_reviews has 2 classes (negative, positive), 3 (also neutral) or 4 (also "
+            "mixed)"
         )
     rng = random.Random(f"demo_reviews {classes} {seed}")
     writer = ReviewWriter(rng)
@@ -55,13 +60,22 @@ def demo_reviews(rows: int, seed: int = 0, classes: int = 2) -> dict[str, list[R
     def write(label: int) -> str:
         if classes == 2:
             return writer.two_class((NEGATIVE, POSITIVE)[label])
-        return writer.four_class(REVIEW_NAMES[4][label])
+        return writer.four_class(REVIEW_NAMES[classes][label])
 
     def noisy(label: int) -> int:
         return (label + rng.randrange(1, classes)) % classes if rng.random() < LABEL_NOISE else label
 
     splits = _distinct_splits(rows, classes, write, lambda text: text, rng)
     return {name: [Review(text, noisy(label), label) for text, label in split] for name, split in splits.items()}
+
+
+def ids_among(ours: list[str], wanted: list[str]) -> list[int]:
+    """The place of each of our classes among the wanted names: by name, whatever its case, and where no class of ours
+    is called so, in order."""
+    lower = [name.lower() for name in wanted]
+    places = {name: lower.index(name) for name in ours if name in lower}
+    rest = [place for place in range(len(wanted)) if place not in places.values()]
+    return [places[name] if name in places else rest.pop(0) for name in ours]
 
 
 def demo_qa(rows: int, seed: int = 0) -> dict[str, list[Question]]:

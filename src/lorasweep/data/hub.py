@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from lorasweep.config.scale import HINT
 from lorasweep.config.schema import DataConfig
 from lorasweep.data.table import Table
 from lorasweep.errors import DataError
@@ -112,6 +113,6 @@ def explain(error: Exception, problem: str | None, split: str, setting: str, dat
     if problem:
         return (
             f"data set `{data.hub_id}` is neither a local folder nor in the cache, and {problem}. Connect once, or use "
-            "your own file (data=file data.train=PATH) or the offline demo (data=demo_reviews)"
+            f"your own file (data=file data.train=PATH) or the offline demo (data=demo_reviews); {HINT}"
         )
     return f"data set `{data.hub_id}` cannot be loaded: {type(error).__name__}: {text[:400]}"

@@ -16,7 +16,7 @@ from typing import Any
 
 from lorasweep.config.schema import DataConfig
 from lorasweep.data.answers import Answer
-from lorasweep.data.demo import QA_NAMES, REVIEW_NAMES, demo_qa, demo_reviews
+from lorasweep.data.demo import QA_NAMES, REVIEW_NAMES, demo_qa, demo_reviews, ids_among
 from lorasweep.data.labels import LabelMap, label_map
 from lorasweep.data.table import ANSWERABLE_NAMES, RawRows, Table, raw_rows
 from lorasweep.errors import DataError
@@ -167,9 +167,11 @@ def demo_splits(data: DataConfig) -> tuple[dict[str, Split], list[str]]:
     """All three splits of a generated data set, and its label names."""
     if data.kind == "demo_reviews":
         reviews = demo_reviews(data.demo_rows, data.demo_seed, data.classes)
-        names = REVIEW_NAMES[data.classes]
+        names = data.label_names or REVIEW_NAMES[data.classes]
+        ids = ids_among(REVIEW_NAMES[data.classes], names)
         return {
-            name: Split([row.text for row in rows], None, [row.label for row in rows]) for name, rows in reviews.items()
+            name: Split([row.text for row in rows], None, [ids[row.label] for row in rows])
+            for name, rows in reviews.items()
         }, list(names)
     questions = demo_qa(data.demo_rows, data.demo_seed)
     return {

@@ -16,10 +16,14 @@ NAMES = ("tiny_encoder", "tiny_decoder", "tiny_gpt2")
 
 
 def resolve(path: str) -> str:
-    """`builtin:NAME` as the folder of that base; any other path as it is.
+    """`builtin:NAME`, and `smoke:FAMILY` of scale=smoke, as the folder of that base; any other path as it is.
 
     ModelError for a name that we do not ship, and for an installation that lacks its files.
     """
+    if path.startswith("smoke:"):
+        from lorasweep.models import smoke
+
+        return smoke.resolve(path.removeprefix("smoke:"))
     if not path.startswith(PREFIX):
         return path
     name = path.removeprefix(PREFIX)

@@ -11,6 +11,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from lorasweep.config.scale import HINT
 from lorasweep.config.schema import ModelConfig
 from lorasweep.errors import ConfigError, ModelError
 from lorasweep.models.builtin import resolve
@@ -95,7 +96,7 @@ def _on_hub(path: str, revision: str | None) -> Source:
         return Source(path, revision, local=False, offline=True)
     raise ModelError(
         f"model.path={path} is neither a folder here nor in the hub's cache, and {why}. Give a checkpoint's folder, "
-        "or connect once so that the model can be fetched"
+        f"or connect once so that the model can be fetched; {HINT}"
     )
 
 

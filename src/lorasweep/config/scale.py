@@ -1,0 +1,104 @@
+"""`scale=smoke`: the same sweep made small, so that all of it runs anywhere in a minute, without network.
+
+A base from the hub, or a large folder, becomes a small random one of the same family (`smoke:FAMILY`, built by
+`models.smoke`); data that are not at hand become generated rows of the same shape; steps, rows and trials are cut. What
+varies, and task, adapter, quantization and precision, stay: they are what is tried. Pure but for a look at which files
+there are. Neighbours: `compose`, which calls it on every config it makes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+from lorasweep.config.schema import TRANSFORMER, Config, DataConfig, ModelConfig
+from lorasweep.errors import ConfigError
+
+SUFFIX = "-smoke"  # of the sweep's name: a smoke test never mixes with the real thing
+PREFIX = "smoke:"
+FAMILIES = ("bert", "distilbert", "roberta", "gpt2", "llama", "mistral", "qwen2", "gemma", "gemma2")
+MOST_CLASSES = 4  # that generated reviews have
+RUNG_SAMPLES = 8  # a pruner's first rung, so that it too has something to do
+HINT = "scale=smoke runs all of it without network, on a small random model and generated data"
+
+
+def apply_scale(config: Config) -> Config:
+    """The config at its scale, changed in place.
+
+    Raises:
+        ConfigError: scale=smoke, and the model's family is not known or its data have too many classes to generate.
+    """
+    if config.scale.kind == "smoke" and not config.sweep.name.endswith(SUFFIX):
+        _shrink_model(config.model)
+        _shrink_data(config)
+        _shrink_training(config)
+        _shrink_sweep(config)
+    return config
+
+
+def _shrink_model(model: ModelConfig) -> None:
+    if model.kind != TRANSFORMER or model.path.startswith(("builtin:", PREFIX)):
+        return
+    family, has_head = model.family, model.has_head
+    settings = Path(model.path).expanduser() / "config.json"
+    if not family and settings.is_file():
+        stored = json.loads(settings.read_text(encoding="utf-8"))
+        family = stored.get("model_type", "")
+        has_head = any("ForSequenceClassification" in name for name in stored.get("architectures") or [])
+    if family not in FAMILIES:
+        said = f"`model.family={family}` is none that it can build" if family else f"model.path={model.path} tells none"
+        raise ConfigError(
+            f"scale=smoke needs the model's family to build a small one, and {said}; set `model.family` to one of "
+            f"{', '.join(FAMILIES)}"
+        )
+    model.name = model.name or Path(model.path).name
+    model.path, model.revision, model.trust_remote_code = f"{PREFIX}{family}{'+head' if has_head else ''}", None, False
+
+
+def _shrink_data(config: Config) -> None:
+    data, scale = config.data, config.scale
+    data.max_train_rows = min(data.max_train_rows or scale.train_rows, scale.train_rows)
+    data.max_eval_rows = min(data.max_eval_rows or scale.eval_rows, scale.eval_rows)
+    at_hand = data.kind == "file" and data.train is not None and Path(data.train).expanduser().is_file()
+    if at_hand:
+        return
+    if data.kind in ("hub", "file"):
+        _generate(data)
+    data.demo_rows = min(data.demo_rows, 2 * scale.train_rows)
+
+
+def _generate(data: DataConfig) -> None:
+    """Rows of the demo in place of ones that are not here; class names stay."""
+    if data.answers_column:
+        data.kind, data.label_names = "demo_qa", []
+    else:
+        classes = len(data.label_names) or 2
+        if classes > MOST_CLASSES:
+            raise ConfigError(
+                f"scale=smoke generates reviews in 2 to {MOST_CLASSES} classes and `data.label_names` has {classes}; "
+                "give rows of yours with data=file data.train=PATH"
+            )
+        data.kind, data.classes = "demo_reviews", classes
+    data.train = data.validation = data.test = data.hub_id = None
+    data.pair_column = data.answers_column = data.instruction_column = data.output_column = None
+
+
+def _shrink_training(config: Config) -> None:
+    train, scale, pruner = config.train, config.scale, config.pruner
+    by_epochs = math.ceil(train.epochs * scale.train_rows / (train.batch_size * train.accumulation))
+    train.max_steps = min(train.max_steps or max(1, by_epochs), scale.max_steps)
+    if train.eval_every_steps:
+        train.eval_every_steps = min(train.eval_every_steps, max(1, train.max_steps // 2))
+    config.optimizer.warmup_steps = min(config.optimizer.warmup_steps, train.max_steps // 2)
+    config.task.max_new_tokens = min(config.task.max_new_tokens, scale.max_new_tokens)
+    if pruner.kind != "none":
+        pruner.min_samples = min(pruner.min_samples, RUNG_SAMPLES)
+        pruner.interval_samples, pruner.warmup_samples = min(pruner.interval_samples, RUNG_SAMPLES), 0
+
+
+def _shrink_sweep(config: Config) -> None:
+    sweep = config.sweep
+    sweep.trials = min(sweep.trials, max(config.scale.trials, len(sweep.enqueue)))
+    if sweep.name:
+        sweep.name += SUFFIX
