@@ -45,8 +45,8 @@ class Checkpoint:
 class Checkpoints:
     """The checkpoints of one worker, in a folder of its own."""
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    def __init__(self, folder: Path, kept: int = KEPT):
+        self.folder, self.kept = folder, kept
 
     def save(self, state: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
         """Return once the checkpoint is on the disk; `state` are JSON types, names of tensors are free.
@@ -79,7 +79,7 @@ class Checkpoints:
                 raise disk_full(self.folder, len(raw), error) from error
             raise
         failpoints.reach("checkpoint-whole")
-        for _, path in earlier[KEPT - 1 :]:
+        for _, path in earlier[self.kept - 1 :]:
             path.unlink(missing_ok=True)
 
     def load(self) -> Checkpoint | None:

@@ -99,7 +99,8 @@ def check_rungs(trials: list[Config], workbench: Workbench) -> None:
 def identify(config: Config, space: Space, workbench: Workbench) -> dict[str, Any]:
     """What makes this sweep itself: continuing with anything else is refused. Budget and launcher may change."""
     fixed = {group: asdict(getattr(config, group)) for group in TRIAL_GROUPS}
-    del fixed["train"]["checkpoint_every_seconds"]  # changes no number
+    for key in ("checkpoint_every_seconds", "checkpoints_kept"):
+        del fixed["train"][key]  # changes no number
     return {
         "space": space.to_json(),
         "enqueue": config.sweep.enqueue,

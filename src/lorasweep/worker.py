@@ -68,6 +68,7 @@ class Worker:
         self.leases = Leases.of(study, post.name)
         self.queue = Queue(study, self.leases, post, only)
         self.checkpoints = post.checkpoints if only is None else post.checkpoints_of_trial(only.number)
+        self.checkpoints.kept = study.config.train.checkpoints_kept
         self.stop = threading.Event()
         self.paused = False  # `stop` was set by `lorasweep pause`
         self.slots = Slots()

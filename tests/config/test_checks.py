@@ -100,7 +100,7 @@ CROSS = [
     ({"data.delimiter": ";;"}, "`data.delimiter` must be one character, got ';;'"),
     ({"data.delimiter": ""}, "`data.delimiter` must be one character"),
     ({"data.label_names": ["a", "b", "a"]}, "names a class twice"),
-    ({"data.classes": 3, "data.label_names": ["a", "b"]}, "names 2 classes and `data.classes` is 3"),
+    ({"data.classes": 5}, "`data.classes` must be <= 4, got 5"),
     (
         {"data.kind": "file", "data.train": "a.csv", "data.test": "a.csv"},
         "`data.test` must be another file.*a.csv",

@@ -65,7 +65,7 @@ def test_every_shipped_option_composes(group: str, option: str, home: Home) -> N
     config = compose([f"{group}={option}", *NEEDED.get((group, option), [])], home=home)
     assert isinstance(config, Config)
     if group not in ("model", "train", "tracking"):
-        expected = "hub" if option in ("imdb", "sst2", "squad_v2") else option
+        expected = "hub" if option in ("imdb", "sst2", "squad_v2", "tweet_sentiment") else option
         expected = option.partition("_")[0] if group == "task" else expected
         assert getattr(config, group).kind == expected
 

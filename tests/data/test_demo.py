@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 
-from lorasweep.data.demo import LABEL_NOISE, REVIEW_NAMES, demo_qa, demo_reviews, for_pretraining
+from lorasweep.data.demo import LABEL_NOISE, REVIEW_NAMES, demo_qa, demo_reviews, for_pretraining, ids_among
 from lorasweep.data.questions import RELATIONS
 from lorasweep.data.reviews import MILD, NEGATIVE, NOUNS, POSITIVE, STRONG
 from lorasweep.errors import DataError
@@ -93,8 +93,26 @@ def test_four_classes_mean_what_they_say() -> None:
 
 
 def test_other_numbers_of_classes_are_refused() -> None:
-    with pytest.raises(DataError, match=r"data\.classes=3"):
-        demo_reviews(10, 0, 3)
+    with pytest.raises(DataError, match=r"data\.classes=5"):
+        demo_reviews(10, 0, 5)
+
+
+def test_three_classes_are_negative_positive_and_neutral() -> None:
+    three, four = demo_reviews(300, 0, 3)["train"], REVIEW_NAMES[4]
+    assert REVIEW_NAMES[3] == four[:3] and {row.true_label for row in three} == {0, 1, 2}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "ids"),
+    [
+        (["negative", "neutral", "positive"], [0, 2, 1]),
+        (["Positive", "NEGATIVE", "Neutral"], [1, 0, 2]),
+        (["x", "positive", "y"], [0, 1, 2]),
+        (["a", "b", "c"], [0, 1, 2]),
+    ],
+)
+def test_class_names_of_another_data_set_are_taken_by_name_then_in_order(wanted: list[str], ids: list[int]) -> None:
+    assert ids_among(["negative", "positive", "neutral"], wanted) == ids
 
 
 def test_questions_keep_the_answer_where_it_stands() -> None:

@@ -111,8 +111,6 @@ def _data_problems(config: Config) -> Iterator[str]:
         yield f"`data.delimiter` must be one character, got {data.delimiter!r}"
     if len(set(data.label_names)) != len(data.label_names):
         yield f"`data.label_names` names a class twice: {data.label_names}"
-    if data.kind == "demo_reviews" and data.label_names and len(data.label_names) != data.classes:
-        yield f"`data.label_names` names {len(data.label_names)} classes and `data.classes` is {data.classes}"
     if data.test is not None and data.test in (data.train, data.validation):
         yield f"`data.test` must be another file than train and validation, got {data.test} twice: search never sees it"
 

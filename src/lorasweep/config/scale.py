@@ -19,6 +19,7 @@ SUFFIX = "-smoke"  # of the sweep's name: a smoke test never mixes with the real
 PREFIX = "smoke:"
 FAMILIES = ("bert", "distilbert", "roberta", "gpt2", "llama", "mistral", "qwen2", "gemma", "gemma2")
 MOST_CLASSES = 4  # that generated reviews have
+SMALL_TOKENS, LONGEST_ROW = 3, 1000  # small tokenizers make more tokens of a text; small bases have room for so many
 RUNG_SAMPLES = 8  # a pruner's first rung, so that it too has something to do
 HINT = "scale=smoke runs all of it without network, on a small random model and generated data"
 
@@ -60,6 +61,7 @@ def _shrink_data(config: Config) -> None:
     data, scale = config.data, config.scale
     data.max_train_rows = min(data.max_train_rows or scale.train_rows, scale.train_rows)
     data.max_eval_rows = min(data.max_eval_rows or scale.eval_rows, scale.eval_rows)
+    data.max_length = max(data.max_length, min(LONGEST_ROW, SMALL_TOKENS * data.max_length))
     at_hand = data.kind == "file" and data.train is not None and Path(data.train).expanduser().is_file()
     if at_hand:
         return
@@ -86,8 +88,10 @@ def _generate(data: DataConfig) -> None:
 
 def _shrink_training(config: Config) -> None:
     train, scale, pruner = config.train, config.scale, config.pruner
-    by_epochs = math.ceil(train.epochs * scale.train_rows / (train.batch_size * train.accumulation))
-    train.max_steps = min(train.max_steps or max(1, by_epochs), scale.max_steps)
+    step_rows = train.batch_size * train.accumulation
+    steps = train.max_steps or max(1, math.ceil(train.epochs * scale.train_rows / step_rows))
+    two_passes = max(2, 2 * scale.train_rows // step_rows)  # a large step is as dear as many small ones
+    train.max_steps = min(steps, scale.max_steps, two_passes)
     if train.eval_every_steps:
         train.eval_every_steps = min(train.eval_every_steps, max(1, train.max_steps // 2))
     config.optimizer.warmup_steps = min(config.optimizer.warmup_steps, train.max_steps // 2)

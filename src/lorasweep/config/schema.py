@@ -161,7 +161,9 @@ class DataConfig:
     max_eval_rows: int | None = option(
         None, "use only N rows of validation and of test, drawn by `split_seed`", above=0
     )
-    classes: int = option(2, "demo_reviews: 2 (negative, positive), 3 (also neutral) or 4 (also mixed)", at_least=2, at_most=4)
+    classes: int = option(
+        2, "demo_reviews: 2 (negative, positive), 3 (also neutral) or 4 (also mixed)", at_least=2, at_most=4
+    )
     demo_rows: int = option(2400, "demo: training rows to generate; validation and test have a quarter each", above=0)
     demo_seed: int = option(0, "demo: seed of the generator", at_least=0)
 
@@ -246,6 +248,9 @@ class TrainConfig:
     log_every_steps: int = option(10, "optimizer steps between train/* metric points", above=0)
     checkpoint_every_seconds: float = option(
         60.0, "seconds between checkpoints of running trials; they are also written as trials come and go", above=0
+    )
+    checkpoints_kept: int = option(
+        2, "checkpoints of running trials kept on disk, the newest; the best adapter is in each of them", above=0
     )
     precision: str = option(
         "fp32", "fp32, bf16 or fp16 (mixed: adapters and moments stay fp32)", choices=("fp32", "bf16", "fp16")

@@ -167,8 +167,9 @@ def demo_splits(data: DataConfig) -> tuple[dict[str, Split], list[str]]:
     """All three splits of a generated data set, and its label names."""
     if data.kind == "demo_reviews":
         reviews = demo_reviews(data.demo_rows, data.demo_seed, data.classes)
-        names = data.label_names or REVIEW_NAMES[data.classes]
-        ids = ids_among(REVIEW_NAMES[data.classes], names)
+        ours = REVIEW_NAMES[data.classes]
+        names = data.label_names if len(data.label_names) == data.classes else ours
+        ids = ids_among(ours, names)
         return {
             name: Split([row.text for row in rows], None, [ids[row.label] for row in rows])
             for name, rows in reviews.items()

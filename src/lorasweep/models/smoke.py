@@ -52,8 +52,13 @@ def cache_folder() -> Path:
 def _build(family: str, with_head: bool, folder: Path) -> None:
     """Write a checkpoint beside `folder` and move it there: a reader sees all of it or nothing."""
     import torch
-    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
-    from transformers import AutoTokenizer
+    from transformers import (
+        AutoConfig,
+        AutoModel,
+        AutoModelForCausalLM,
+        AutoModelForSequenceClassification,
+        AutoTokenizer,
+    )
     from transformers.utils import logging
 
     from lorasweep.models import builtin
