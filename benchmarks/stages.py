@@ -67,6 +67,7 @@ def main() -> None:
     from lorasweep.tracking import Tracker
     from lorasweep.training import pack
     from lorasweep.workbench import Workbench
+    from lorasweep.worker import Worker
 
     _switch()
     RUNNING.pop()
@@ -77,9 +78,14 @@ def main() -> None:
     timed(pack, "gradient_norms", "optimizer")
     timed(pack, "optimizer_step", "optimizer")
     timed(pack, "evaluate", "evaluate")
-    for name in ("open_sweep", "close_sweep", "start_trial", "log", "flush", "finish_trial", "close"):
+    timed(Worker, "run", "rest of the worker")
+    timed(study.SweepStudy, "open", "open and close")
+    for name in ("open_sweep", "close_sweep", "close"):
+        timed(Tracker, name, "open and close")
+    for name in ("start_trial", "log", "flush", "finish_trial"):
         timed(Tracker, name, "tracking")
-    for name in ("open", "ask", "complete", "fail", "prune", "budget_spent", "set_run", "add_seconds", "interrupted"):
+    asked = ("ask", "budget_spent", "interrupted", "report", "requests", "rungs", "warm_from")
+    for name in (*asked, "complete", "fail", "prune", "set_run", "add_seconds"):
         timed(study.SweepStudy, name, "study")
     timed(Checkpoints, "save", "checkpoints")
     timed(report, "attach", "report")
