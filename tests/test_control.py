@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 
 from lorasweep import sweep
 from lorasweep.cli import main
@@ -78,6 +79,8 @@ def test_clones_train_beside_the_budget_and_warm_ones_go_on_from_the_adapter(
     losses = {row["trial"]: first_loss(home, row["trial"]) for row in rows.values()}
     assert losses[afresh["trial"]] == pytest.approx(losses[0], abs=1e-4)  # the same seed, rows and start
     assert losses[continued["trial"]] < losses[0] - 1e-3
+    tags = MlflowClient(f"sqlite:///{Folders(home).mlflow_db}").get_run(continued["run_id"]).data.tags
+    assert tags["lorasweep.clone_of"] == "0"
 
 
 def test_an_override_of_a_swept_key_is_refused(home: Path, capsys: pytest.CaptureFixture[str]) -> None:

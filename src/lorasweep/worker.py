@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 
 LOOK_SECONDS = 0.5  # between two looks at what people ask for; a look costs a read of the study's attributes
+LOOK_SHARE = 0.02  # of a worker's time that looks for further trials may cost once there was none
+LOOK_AT_LATEST_SECONDS = 10.0
 RETRY_SECONDS = 2.0  # between tries to make a run
 PATIENCE_SECONDS = 600.0  # that a worker with nothing else to do waits for MLflow
 
@@ -166,10 +168,13 @@ class Worker:
                     self.reporting.let_go(candidate.asked.number)
                     continue
             else:
+                began = time.monotonic()
                 self._add_seconds()
                 found = self.queue.next(self.slots.uncounted_samples)
                 if found is None:  # a spent budget stays spent: asking at every turn would cost more than a tiny step
-                    self._fill_again_at = time.monotonic() + LOOK_SECONDS
+                    now = time.monotonic()
+                    wait = min(max(LOOK_SECONDS, (now - began) / LOOK_SHARE), LOOK_AT_LATEST_SECONDS)
+                    self._fill_again_at = now + wait
                     return
                 candidate, self.slots.changed = found, True
                 self._welcome(candidate)
@@ -259,6 +264,8 @@ class Worker:
         data = self.workbench.data(config)
         facts = gather(config, data.fingerprint, self.workbench.model_fingerprint(config))
         facts["lorasweep.cached_layers"] = str(trial.pack.cached_blocks(number))
+        if (origin := self.study.cloned_from(number)) is not None:
+            facts["lorasweep.clone_of"] = str(origin)
         yaml, counts = compose.to_yaml(config), trial.pack.counts(number)
         try:
             trial.run_id = self.tracker.start_trial(number, config, yaml, trial.asked.params, facts, data, counts)

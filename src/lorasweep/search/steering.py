@@ -76,6 +76,11 @@ class SteeredStudy(StudyReader):
             made = self._stored.storage.create_new_trial(self._study._study_id, template_trial=waiting)
             return Asked(self._stored.storage.get_trial(made).number, params)
 
+    def cloned_from(self, number: int) -> int | None:
+        """The trial that this one was cloned from, None for one that was proposed."""
+        origin = clones.clone_of(self._stored.trial(number))
+        return None if origin is None else int(origin["of"])
+
     def warm_from(self, number: int) -> str | None:
         """The MLflow run whose adapter this trial starts from; None: it starts afresh."""
         origin = clones.clone_of(self._stored.trial(number))
