@@ -16,6 +16,7 @@ LAYERS = [
     ("sweep",),
     ("closing",),
     ("report", "forking", "prechecks", "publishing"),
+    ("finalists",),
     ("leaderboard", "registry", "live"),
     ("launchers",),
     ("worker",),

@@ -90,7 +90,8 @@ def test_a_board_takes_as_many_queries_for_many_trials_as_for_few(tmp_path: Path
         getattr(engine, "_backend", engine).engine, "before_cursor_execute", lambda *event: asked.append(event[2])
     )
     board = Leaderboard.of(loaded)
-    assert len(board.rows) == count and len(asked) == 2, asked
+    about_trials = [query for query in asked if "from trials" in query.lower() or "trial_user" in query.lower()]
+    assert len(board.rows) == count and len(about_trials) == 2 and len(asked) <= 5, asked
 
 
 def test_records_read_at_once_are_those_that_optuna_holds(tmp_path: Path) -> None:

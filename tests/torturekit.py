@@ -157,16 +157,20 @@ class Left:
     report: bool
 
 
-def left_by(home: Path, sweep: str = "mini") -> Left:
-    """Read study, MLflow and what the kept checkpoints answered."""
+def left_by(home: Path, sweep: str = "mini", kind: str = "trial") -> Left:
+    """Read study, MLflow and what the kept checkpoints answered; of a sweep's trials, or of its finalists."""
     from lorasweep import results
     from lorasweep.config.home import Folders
+    from lorasweep.search.finals import FinalsStudy
     from lorasweep.search.study import SweepStudy
 
-    records = SweepStudy.load(Folders(home), sweep).records()
+    study = SweepStudy.load(Folders(home), sweep)
+    if kind == "finalist":
+        study = FinalsStudy.of(study) or study
+    records = study.records()
     trials = {record.trial: {**record.to_json(), "train_seconds": 0, "peak_memory_bytes": 0} for record in records}
     for number, trial in trials.items():
-        answers = results.path_of(results.folder_of(Folders(home).sweep(sweep)), number)
+        answers = results.path_of(results.folder_of(study.files), number)
         trial["answers"] = hashlib.sha256(answers.read_bytes()).hexdigest() if answers.exists() else None
     runs: dict[int, list[dict[str, Any]]] = {}
     metrics: dict[int, dict[str, list[tuple[int, float]]]] = {}
@@ -175,7 +179,8 @@ def left_by(home: Path, sweep: str = "mini") -> Left:
         for run_id, key, value in database.execute("select run_uuid, key, value from tags"):
             tags.setdefault(run_id, {})[key] = value
         for run_id, status in database.execute("select run_uuid, status from runs"):
-            if tags.get(run_id, {}).get("lorasweep.sweep") == sweep:
+            own = tags.get(run_id, {})
+            if own.get("lorasweep.sweep") == sweep and own["lorasweep.kind"] in (kind, "sweep"):
                 number = int(tags[run_id].get("lorasweep.trial", OWN))
                 run = {"id": run_id, "status": status, "state": tags[run_id]["lorasweep.state"]}
                 runs.setdefault(number, []).append(run)

@@ -39,8 +39,8 @@ def close_what_is_open(study: SweepStudy, post: Post) -> None:
     """
     from lorasweep import tracking_readers
 
+    tracking_readers.settle(study.folders, study.name)
     if study.closed:
-        tracking_readers.settle(study.folders, study.name)
         return
     tracker = Tracker(study.folders, study.name)
     try:

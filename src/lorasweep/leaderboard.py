@@ -44,10 +44,16 @@ class Leaderboard:
 
     @classmethod
     def of(cls, study: SweepStudy) -> Leaderboard:
-        """The study's trials as they are now, from one read of its storage and the answers of those that may be tied
+        """The study's trials as they are now, from few reads of its storage and the answers of those that may be tied
         with the first."""
-        goals = study.goals
-        rows = rank(study.records(), study.direction, goals)
+        from lorasweep.search.finals import found_in
+
+        goals, records = study.goals, study.records()
+        looks = {record.trial: record.value for record in records}
+        finalists = {
+            number: found.to_json(looks.get(number), study.direction) for number, found in found_in(study).items()
+        }
+        rows = rank(records, study.direction, goals, finalists)
         board = cls(study.name, study.metric, study.direction, rows, goals.to_json())
         folder = results.folder_of(study.files)
 

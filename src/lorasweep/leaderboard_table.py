@@ -169,7 +169,7 @@ def _columns(board: Leaderboard, rows: list[dict[str, Any]]) -> list[tuple[int, 
             (1, _Column("seeds' mean", [_number(one.get("mean")) for one in found])),
             (2, _Column("95% of it", [_interval(one.get("interval")) for one in found])),
         ]
-        columns.append((2, _Column("overstated", [_signed(one.get("overstated")) for one in found])))
+        columns.append((20, _Column("overstated", [_signed(one.get("overstated")) for one in found])))
     keys = list(dict.fromkeys(key for row in rows for key in row["params"]))
     for place, (key, title) in enumerate(zip(keys, _short_names(keys), strict=True)):
         cells = [_number(row["params"].get(key)) for row in rows]
@@ -218,7 +218,10 @@ def _mark(row: dict[str, Any]) -> str:
 
 
 def _interval(bounds: list[float] | None) -> str:
-    return "-" if bounds is None else f"{_number(float(bounds[0]))} … {_number(float(bounds[1]))}"
+    if bounds is None:
+        return "-"
+    low, high = (f"{end:.3f}" if 0.1 <= abs(end) < 1000 else f"{end:.2g}" for end in bounds)
+    return f"{low}–{high}" if not high.startswith("-") else f"{low} to {high}"
 
 
 def _mebibytes(count: int | None) -> str:

@@ -21,15 +21,24 @@ FIRST = "0"
 
 
 class Post:
-    """A worker's place on one sweep, held while its process lives. `folder` is the sweep's own."""
+    """A worker's place on one sweep, held while its process lives. `folder` is the sweep's own; `part` names what of
+    the sweep is worked on where that is not the search, with checkpoints of its own."""
 
-    def __init__(self, folder: Path, name: str = FIRST):
-        self.folder, self.name = folder, name
+    def __init__(self, folder: Path, name: str = FIRST, part: str = ""):
+        self.folder, self.name, self.part = folder, name, part
+
+    def at(self, name: str) -> Post:
+        """Another post of the same part."""
+        return Post(self.folder, name, self.part)
+
+    def on(self, part: str) -> Post:
+        """The same post, for another part of the sweep."""
+        return Post(self.folder, self.name, part)
 
     @property
     def checkpoints(self) -> Checkpoints:
         """What the worker at this post saves."""
-        return Checkpoints(self.folder / "checkpoints" / self.name)
+        return Checkpoints(self.folder / "checkpoints" / self.part / self.name)
 
     def checkpoints_of_trial(self, number: int) -> Checkpoints:
         """Those of a trial that trains alone (`lorasweep train`)."""

@@ -152,7 +152,7 @@ def take_over(study: SweepStudy, leases: Leases, post: Post) -> Candidate | None
         asked = next(asked for asked in study.interrupted() if asked.number == orphans[0])
         left_at = leases.posts()[asked.number]
         leases.claim(asked.number)
-    left = None if left_at is None else Post(post.folder, left_at).checkpoints.load()
+    left = None if left_at is None else post.at(left_at).checkpoints.load()
     return Candidate(asked, saved_in(left, asked.number), taken_over=True)
 
 

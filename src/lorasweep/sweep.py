@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from lorasweep import closing, forking, leaderboard, live, posts
+from lorasweep import closing, finalists, forking, leaderboard, live, posts
 from lorasweep.config import address, compose
 from lorasweep.config.home import Folders, Home
 from lorasweep.config.schema import GROUPS, TRIAL_GROUPS, Config
@@ -133,7 +133,7 @@ def _run(name: str, config: Config, overrides: list[str], home: Home, quiet: boo
             study = SweepStudy.open(folders, config, space, identity, overrides, sweep_file=name)
             if given_slots(config) is None and study.slots is not None:
                 workbench.set_slots(study.slots)
-            if not study.interrupted() and study.budget_spent():
+            if not study.interrupted() and study.budget_spent() and not finalists.left(study):
                 post.checkpoints.clear()  # a kill may have come before its worker could
                 closing.close_what_is_open(study, post)
                 return _outcome(study, workbench.slots, 0.0, nothing_to_do=True)
@@ -246,6 +246,8 @@ def _launch(
         if only is None and study.counts()["running"]:
             progress.note("other processes train on; the last one writes the summary and the report")
         else:
+            if only is None:
+                finalists.run(study, tracker, workbench, composer, progress, post)
             closing.close(study, tracker, post)
     except Exception:  # not where Ctrl-C came twice: that stops at once, and what waits in the spool is kept there
         with suppress(LorasweepError, OSError):  # what happened first is what is told

@@ -40,7 +40,7 @@ from lorasweep.tracking_entities import (
 )
 from lorasweep.tracking_files import Artifacts, artifacts_of, fetch
 from lorasweep.tracking_publish import store_views
-from lorasweep.tracking_runs import RUNNING, Runs, who
+from lorasweep.tracking_runs import RUNNING, Runs, Series, who
 from lorasweep.tracking_store import is_writable, open_client, open_experiment, place_of, readable_errors
 from lorasweep.tracking_view import USUAL_KEYS, Shown, param_name
 
@@ -73,8 +73,10 @@ class Tracker:
             the next start.
     """
 
-    def __init__(self, folders: Folders, sweep: str, send_every_seconds: float = 2.0):
+    def __init__(self, folders: Folders, sweep: str, send_every_seconds: float = 2.0, series: Series | None = None):
+        """`series`: which of the sweep's runs to write; None: those of its search."""
         self.folders, self.sweep, self.send_every_seconds = folders, sweep, send_every_seconds
+        self.series = series or Series("trial", folders.spool(sweep))
         self.experiment_id = ""
         self.sweep_run_id = ""
         self._runs: Runs | None = None
@@ -99,7 +101,7 @@ class Tracker:
         """Open MLflow and the sweep's experiment, which is made where there is none."""
         client = open_client(self.folders)
         self.experiment_id = open_experiment(self.folders, client, self.sweep)
-        self._runs = Runs(client, self.experiment_id, self.sweep)
+        self._runs = Runs(client, self.experiment_id, self.sweep, self.series)
 
     # -- the sweep --------------------------------------------------------------------------------------------------
 
@@ -148,6 +150,13 @@ class Tracker:
             metrics = metric_entities([Point(fresh, ended, now_ms(), 0)])
             self.client.log_batch(self.sweep_run_id, metrics=metrics, tags=tag_entities(tags), synchronous=True)
             self.client.set_terminated(self.sweep_run_id, FINISHED)
+
+    def tag_runs(self, tags: dict[str, dict[str, str]]) -> None:
+        """Set tags of runs that may have ended, by run id."""
+        with readable_errors(f"tag runs of sweep {self.sweep}"):
+            for run_id, own in tags.items():
+                if self.runs.living(run_id) is not None:
+                    self.client.log_batch(run_id, tags=tag_entities(own), synchronous=True)
 
     def close(self) -> None:
         """Send what waits and close the spools. Runs of trials that have not ended stay RUNNING, to be continued."""
@@ -235,7 +244,7 @@ class Tracker:
         return self._failed_at is None
 
     def _wait_after(self, error: StorageError) -> None:
-        where = self.folders.spool(self.sweep)
+        where = self.series.spool
         log.warning("%s. Training goes on; what it reports waits in %s and is sent later", error, where)
         self._failed_at, self._ask_after_seconds = time.monotonic(), RETRY_SECONDS
 
@@ -310,7 +319,7 @@ class Tracker:
 
     def take_up_ends(self) -> None:
         """Find the ends that a dead process could not pass on; `close` passes them on."""
-        folder = self.folders.spool(self.sweep)
+        folder = self.series.spool
         for number in spools.trials_in(folder):
             if spools.is_settled(folder, number) or spools.unsent_end(spools.path_of(folder, number)) is None:
                 continue
@@ -326,7 +335,7 @@ class Tracker:
 
     def _open_run(self, number: int, tags: dict[str, str]) -> tuple[Run, bool]:
         """The trial's run, open for writing, and whether it is new."""
-        spool = Spool(self.folders.spool(self.sweep), number)
+        spool = Spool(self.series.spool, number)
         spool.ending = None  # it trains on
         run, is_new = self.runs.open_trial(number, spool.run_id, spool.existed, tags)
         spool.set_run(run.info.run_id)

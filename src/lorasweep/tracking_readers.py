@@ -13,6 +13,7 @@ from lorasweep.errors import LorasweepError
 from lorasweep.spool import Point
 from lorasweep.tracking import Tracker
 from lorasweep.tracking_entities import batches_of, metric_entities
+from lorasweep.tracking_runs import Series
 from lorasweep.tracking_store import open_client, readable_errors
 from lorasweep.tracking_view import TAG
 
@@ -27,12 +28,12 @@ def replay(folders: Folders, sweep: str) -> int:
 
     For readers such as the UI; safe beside a running sweep, because points that are sent twice are stored once.
     """
-    folder = folders.spool(sweep)
     left: list[tuple[int, str, list[Point]]] = []
-    for trial in spools.trials_in(folder):
-        run_id, points = spools.unsent(spools.path_of(folder, trial))
-        if run_id and points:
-            left.append((trial, run_id, points))
+    for folder in (folders.spool(sweep), folders.finalists_spool(sweep)):
+        for trial in spools.trials_in(folder):
+            run_id, points = spools.unsent(spools.path_of(folder, trial))
+            if run_id and points:
+                left.append((trial, run_id, points))
     if not left:
         return 0
     client = open_client(folders)
@@ -69,10 +70,10 @@ def settle(folders: Folders, sweep: str) -> None:
     Raises:
         StorageError: MLflow cannot be written now either; nothing is lost.
     """
-    folder = folders.spool(sweep)
-    if all(spools.is_settled(folder, number) for number in spools.trials_in(folder)):
-        return
-    tracker = Tracker(folders, sweep)
-    tracker.connect()
-    tracker.take_up_ends()
-    tracker.close()
+    for series in (Series("trial", folders.spool(sweep)), Series("finalist", folders.finalists_spool(sweep))):
+        if all(spools.is_settled(series.spool, number) for number in spools.trials_in(series.spool)):
+            continue
+        tracker = Tracker(folders, sweep, series=series)
+        tracker.connect()
+        tracker.take_up_ends()
+        tracker.close()

@@ -7,7 +7,9 @@ Neighbours: `tracking`, the only user.
 from __future__ import annotations
 
 import getpass
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lorasweep import failpoints
@@ -22,12 +24,24 @@ RUNNING = "RUNNING"
 
 
 @dataclass(frozen=True)
+class Series:
+    """Which runs of a sweep are meant: their tag `lorasweep.kind`, the folder of their spools, and by a trial's number
+    the tags and the name of its run beside the sweep's."""
+
+    kind: str
+    spool: Path
+    tags_of: Callable[[int], dict[str, str]] = lambda number: {}
+    name_of: Callable[[int], str] = str
+
+
+@dataclass(frozen=True)
 class Runs:
-    """The runs of `sweep` in one experiment. Every method raises what MLflow raises."""
+    """The runs of one series of `sweep` in one experiment. Every method raises what MLflow raises."""
 
     client: MlflowClient
     experiment_id: str
     sweep: str
+    series: Series
 
     def open_trial(self, number: int, noted: str | None, begun: bool, tags: dict[str, str]) -> tuple[Run, bool]:
         """A trial's run, open for writing, and whether it is new.
@@ -36,20 +50,23 @@ class Runs:
         """
         run = self.living(noted)
         if run is None and begun:
-            run = self.find("trial", f" and tags.`lorasweep.trial` = '{number}' and attributes.status = 'RUNNING'")
+            run = self.find(
+                self.series.kind, f" and tags.`lorasweep.trial` = '{number}' and attributes.status = 'RUNNING'"
+            )
         if run is not None:
             if run.info.status != RUNNING:
                 self.client.update_run(run.info.run_id, status=RUNNING)
                 self.client.set_tag(run.info.run_id, "lorasweep.state", "running")
             return run, False
         ours = {
-            "lorasweep.kind": "trial",
+            "lorasweep.kind": self.series.kind,
             "lorasweep.sweep": self.sweep,
             "lorasweep.trial": str(number),
             "lorasweep.state": "running",
+            **self.series.tags_of(number),
             **who(),
         }
-        run = self.create({**tags, **ours}, f"{self.sweep} {number}")
+        run = self.create({**tags, **ours}, f"{self.sweep} {self.series.name_of(number)}")
         failpoints.reach("run-created")
         return run, True
 
@@ -73,7 +90,7 @@ class Runs:
         return run if run.info.lifecycle_stage == "active" else None
 
     def find(self, kind: str, more: str = "") -> Run | None:
-        """The newest run of a kind (trial or sweep), with `more` of a filter; None where there is none."""
+        """The newest run of a kind (trial, finalist or sweep), with `more` of a filter; None where there is none."""
         clause = f"tags.`lorasweep.kind` = '{kind}' and tags.`lorasweep.sweep` = '{self.sweep}'{more}"
         runs = self.client.search_runs([self.experiment_id], clause, max_results=1)
         return runs[0] if runs else None

@@ -120,9 +120,17 @@ class Folders:
         """What belongs to one sweep."""
         return self.own / "sweeps" / check_name(name)
 
+    def finalists(self, name: str) -> Path:
+        """What belongs to the repeats of a sweep's best trials: their spool, results."""
+        return self.sweep(name) / "finalists"
+
     def spool(self, name: str) -> Path:
         """Metrics of a sweep's trials on their way to MLflow."""
         return self.sweep(name) / "spool"
+
+    def finalists_spool(self, name: str) -> Path:
+        """Metrics of finalists on their way to MLflow."""
+        return self.finalists(name) / "spool"
 
 
 def sync_folder(folder: Path) -> None:

@@ -383,6 +383,14 @@ class ObjectiveConfig:
 
 
 @dataclass
+class FinalistsConfig:
+    """The best trials, trained again at the end over fresh seeds: what looked best may have been lucky."""
+
+    top: int = option(0, "how many of the best trials are repeated; 0: none", at_least=0)
+    seeds: int = option(5, "fresh seeds for each of them; 1 gives no interval", above=0)
+
+
+@dataclass
 class SweepConfig:
     """What varies, how much of it, and what is best. The `sweep:` key of a file in sweeps/."""
 
@@ -408,6 +416,10 @@ class SweepConfig:
         {}, "override key -> values in Hydra's override grammar, for example interval(1e-4, 1e-2)"
     )
     enqueue: list[dict[str, Any]] = option([], "points to try first")
+    finalists: FinalistsConfig = field(
+        default_factory=FinalistsConfig,
+        metadata={"doc": "the best trials repeated over fresh seeds, beside the budget and unknown to the sampler"},
+    )
     max_failures: int = option(
         5, "stop the sweep after so many trials in a row have failed of one cause; 0: never", at_least=0
     )

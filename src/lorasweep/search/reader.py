@@ -32,6 +32,11 @@ ABOUT, SECONDS, SLOTS, CLOSED = "lorasweep", "lorasweep.seconds", "lorasweep.slo
 PARAMS, RUN_ID, RECORD = "params", "run_id", "record"
 
 
+def finals_name(sweep: str) -> str:
+    """Name of the study of a sweep's finalists; no sweep can be called so."""
+    return f"{sweep}/finalists"
+
+
 class StudyReader:
     """A study as it is stored; every method sees what others have written by then.
 
@@ -180,7 +185,7 @@ class StudyReader:
 
     @property
     def closed(self) -> bool:
-        """Whether summary and report are stored and no trial has ended since."""
+        """Whether summary and report are stored and no trial or finalist has ended since."""
         noted = self._stored.attributes().get(CLOSED)
         return noted is not None and int(noted) == self._ended_count()
 
@@ -189,7 +194,7 @@ class StudyReader:
         self._stored.set_attribute(CLOSED, self._ended_count())
 
     def _ended_count(self) -> int:
-        return sum(frozen.state.is_finished() for frozen in self._stored.trials())
+        return self._stored.ended_in(self.name, finals_name(self.name))
 
     def importances(self, place: int = 0) -> dict[str, float]:
         """Share of the variance of the objective at this place that each key explains (fANOVA); empty where too little

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -90,7 +91,7 @@ def nominal_tail(share: float, units: int) -> float:
     return float(t.cdf(norm.ppf(share) / math.sqrt(units / (units - 1)), units - 1))
 
 
-def mean_interval(values: Array, level: float = LEVEL) -> tuple[float, float] | None:
+def mean_interval(values: Array | Sequence[float], level: float = LEVEL) -> tuple[float, float] | None:
     """Student's t interval of a mean (Biometrika 6, 1908), here over seeds. None for fewer than two values."""
     from scipy.stats import t
 

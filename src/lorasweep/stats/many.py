@@ -15,6 +15,7 @@ import numpy as np
 from lorasweep.stats.scores import Array, Results, influence, kind_of, value_of
 
 TIE_LEVEL = 0.05
+NO_SPREAD = 1e-12
 
 
 def holm(p_values: Array | Sequence[float]) -> Array:
@@ -108,6 +109,6 @@ def welch(one: Array | Sequence[float], other: Array | Sequence[float]) -> float
 
     if min(len(one), len(other)) < 2:
         return float("nan")
-    if np.ptp(one) == 0 and np.ptp(other) == 0:
-        return 1.0 if one[0] == other[0] else 0.0
+    if max(np.ptp(one), np.ptp(other)) < NO_SPREAD:
+        return 1.0 if abs(np.mean(one) - np.mean(other)) < NO_SPREAD else 0.0
     return float(ttest_ind(one, other, equal_var=False).pvalue)
