@@ -347,7 +347,7 @@ class Tracker:
         return _OpenTrial(run.info.run_id, spool, artifacts, time.monotonic())
 
     def _artifacts(self, run: Run, name: str) -> Artifacts:
-        return artifacts_of(self.folders, self.client, run, self.folders.spool(self.sweep) / f"{name}.artifacts")
+        return artifacts_of(self.folders, self.client, run, self.series.spool / f"{name}.artifacts")
 
     def _send(self, number: int, trial: _OpenTrial, tags: dict[str, str] | None = None) -> None:
         """Pass on all waiting points in as few batches as MLflow allows, confirming each batch in the spool."""

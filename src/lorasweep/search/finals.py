@@ -190,7 +190,7 @@ class FinalsStudy(SweepStudy):
         """A finalist is evaluated where its trial was, and always trains on."""
         return Verdict(True)
 
-    def warm_from(self, number: int) -> Path | None:
+    def warm_from(self, number: int) -> str | None:
         """Where the trial that it repeats started from."""
         return self.sweep.warm_from(self.origin(number)[0])
 
