@@ -36,6 +36,7 @@ class Plan:
     train_seconds: float
     trainable_params: int
     total_params: int
+    finalist_runs: int = 0  # repeats of the best at the end, beside the trials
 
     def to_json(self) -> dict[str, Any]:
         """The document of `plan --json`."""
@@ -49,6 +50,7 @@ class Plan:
             "train_seconds": round(self.train_seconds, 1),
             "trainable_params": self.trainable_params,
             "total_params": self.total_params,
+            "finalist_runs": self.finalist_runs,
         }
 
 
@@ -98,6 +100,7 @@ def plan(name: str, overrides: list[str]) -> Plan:
         train_seconds=samples * cost.turn_seconds / turn_samples,
         trainable_params=counts.trainable,
         total_params=counts.total,
+        finalist_runs=min(config.sweep.finalists.top, config.sweep.trials) * config.sweep.finalists.seeds,
     )
 
 
@@ -146,3 +149,5 @@ def show(plan: Plan) -> None:
     print(f"Memory: about {memory}: the base {plan.base_bytes / 2**20:,.0f}, a slot {plan.slot_bytes / 2**20:,.1f}.")
     time_text = format_seconds(plan.train_seconds)
     print(f"Training: about {plan.train_samples:,} samples, {time_text} at the first point's pace, without evaluation.")
+    if plan.finalist_runs:
+        print(f"Then {plan.finalist_runs} runs of finalists: the best trials over fresh seeds.")
