@@ -26,3 +26,11 @@ def base_path(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
         return built[family]
 
     return path_of
+
+
+@pytest.fixture(scope="session")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> tuple:
+    """A base, two adapters, their labels on 40 texts, and those texts with the second adapter's labels as truth."""
+    from registrykit import adapters_that_disagree
+
+    return adapters_that_disagree(tmp_path_factory.mktemp("bert"))

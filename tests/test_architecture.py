@@ -12,7 +12,7 @@ SOURCE = Path(__file__).parent.parent / "src" / "lorasweep"
 # Rooms from the top down: a module imports from its own room or from rooms further down, never up.
 LAYERS = [
     ("cli",),
-    ("planning", "promotion", "ui", "doctor", "control"),
+    ("planning", "promotion", "prediction", "exporting", "reproduction", "ui", "doctor", "control"),
     ("sweep",),
     ("closing",),
     ("report", "forking", "prechecks", "publishing"),
@@ -32,7 +32,7 @@ LAYERS = [
     ("data",),
     ("config",),
     ("progress", "failpoints", "failures"),
-    ("records", "errors", "stats"),
+    ("records", "errors", "stats", "checksums"),
     ("__init__",),
 ]
 RANK = {room: depth for depth, rooms in enumerate(LAYERS) for room in rooms}

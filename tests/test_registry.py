@@ -6,145 +6,33 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pytest
-import torch
 from mlflow import MlflowClient
-from peft import LoraConfig, PeftModel, get_peft_model
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import (
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    BertConfig,
-    BertForSequenceClassification,
-    GPT2Config,
-    GPT2ForSequenceClassification,
-    PreTrainedTokenizerFast,
-)
+from peft import PeftModel
+from transformers import AutoModelForSequenceClassification, BertForSequenceClassification
 
 from lorasweep import registry, registry_package
 from lorasweep.adapter_model import as_texts
-from lorasweep.config.schema import Config
 from lorasweep.data.sources import Split
 from lorasweep.errors import ConfigError, PromotionRefused, StorageError, UsageError
 from lorasweep.records import TrialRecord, TrialState
-from lorasweep.registry import Candidate, choose, promote, rollback
-from lorasweep.tracking import Tracker, open_client
-from lorasweep.tracking_store import database_uri
-from trackkit import Counts, new_folders, search_data, sweep_config
-
-WORDS = [f"word{i}" for i in range(60)]
-LABELS = ["negative", "positive", "mixed"]
-
-
-def save_tokenizer(folder: Path, pad: bool = True) -> None:
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
-    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate([*special, *WORDS])}, unk_token="[UNK]"))
-    core.pre_tokenizer = pre_tokenizers.Whitespace()
-    core.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    names = {"pad_token": "[PAD]"} if pad else {}
-    PreTrainedTokenizerFast(
-        tokenizer_object=core, unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]", eos_token="[SEP]", **names
-    ).save_pretrained(folder)
-
-
-def save_bert(folder: Path, hidden: int = 32) -> Path:
-    torch.manual_seed(0)
-    sizes = {"hidden_size": hidden, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
-    BertForSequenceClassification(BertConfig(vocab_size=64, num_labels=2, **sizes)).save_pretrained(folder)
-    save_tokenizer(folder)
-    return folder
-
-
-def save_gpt2(folder: Path) -> Path:
-    torch.manual_seed(0)
-    config = GPT2Config(vocab_size=64, n_positions=64, n_embd=32, n_layer=2, n_head=2, bos_token_id=2, eos_token_id=3)
-    GPT2ForSequenceClassification(config).transformer.save_pretrained(folder)  # no head in the base
-    save_tokenizer(folder, pad=False)
-    return folder
-
-
-def save_adapter(base: Path, folder: Path, seed: int, targets: str = "all-linear") -> Path:
-    """An adapter whose weights, head included, are drawn large enough to change every answer."""
-    model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=3, ignore_mismatched_sizes=True)
-    torch.manual_seed(seed)
-    adapted = get_peft_model(model, LoraConfig(r=4, lora_alpha=8, target_modules=targets, task_type="SEQ_CLS"))
-    with torch.no_grad():
-        for name, weight in adapted.named_parameters():
-            if weight.requires_grad:
-                weight.normal_(0, 0.5 if "lora" in name else 1.0)
-    adapted.save_pretrained(folder)
-    return folder
-
-
-def plain_labels(base: Path, adapter: Path, rows: Split) -> list[str]:
-    """The labels by plain PEFT, one row at a time, without padding."""
-    model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=3, ignore_mismatched_sizes=True)
-    model = PeftModel.from_pretrained(model, adapter).eval()
-    tokenizer = AutoTokenizer.from_pretrained(base)
-    answers = []
-    for number, text in enumerate(rows.texts):
-        encoded = tokenizer(text, rows.pairs[number] if rows.pairs else None, truncation=True, max_length=16)
-        batch = {name: torch.tensor([encoded[name]]) for name in encoded if name != "attention_mask"}
-        with torch.inference_mode():
-            answers.append(LABELS[int(model(**batch).logits.argmax())])
-    return answers
-
-
-def texts(count: int, seed: int = 0) -> list[str]:
-    draw = np.random.default_rng(seed)
-    return [" ".join(draw.choice(WORDS, size=draw.integers(1, 30))) for _ in range(count)]
-
-
-def accuracy(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    return {"eval/accuracy": float((probabilities.argmax(-1) == labels).mean())}
-
-
-class Workshop:
-    """A tracking folder with complete trials, made without the engine."""
-
-    def __init__(self, root: Path, base: Path):
-        self.root, self.base = root, base
-        self.folders = new_folders(root / "project")
-        self.tracker = Tracker(self.folders, "quick")
-        self.tracker.open_sweep(self.config(), "", [])
-
-    def config(self) -> Config:
-        config = sweep_config()
-        config.model.path = str(self.base)
-        config.data.max_length = 16
-        return config
-
-    def trial(self, number: int, adapter: Path) -> TrialRecord:
-        tags = {"lorasweep.fingerprint.data": "d" * 64}
-        run_id = self.tracker.start_trial(number, self.config(), "", {}, tags, search_data(), Counts())
-        self.tracker.log(number, {"train/samples": 160.0, "eval/accuracy": 0.5}, 10)
-        record = TrialRecord(number, TrialState.COMPLETE, 0.5, {"eval/accuracy": 0.5}, run_id=run_id)
-        self.tracker.finish_trial(number, record, {"adapter": adapter})
-        return record
-
-    def candidate(self, record: TrialRecord, test: Split, **changes: Any) -> Candidate:
-        given = Candidate("quick", record, self.config(), str(self.base), LABELS, test, accuracy)
-        return replace(given, **changes)
-
-
-@pytest.fixture(scope="module")
-def bert(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Path], list[list[str]], Split]:
-    """A base, two adapters, their labels on 40 texts, and those texts with the second adapter's labels as truth."""
-    folder = tmp_path_factory.mktemp("bert")
-    base = save_bert(folder / "base")
-    adapters = [save_adapter(base, folder / f"adapter{seed}", seed) for seed in (1, 2)]
-    blank = Split(texts(40), None, [0] * 40)
-    answers = [plain_labels(base, adapter, blank) for adapter in adapters]
-    assert sum(a != b for a, b in zip(*answers, strict=True)) > 5, "the adapters must disagree"
-    return base, adapters, answers, Split(blank.texts, None, [LABELS.index(label) for label in answers[1]])
+from lorasweep.registry import choose, rollback
+from lorasweep.tracking_store import database_uri, open_client
+from registrykit import (
+    LABELS,
+    Workshop,
+    plain_labels,
+    promote,
+    save_adapter,
+    save_bert,
+    save_gpt2,
+    save_tokenizer,
+    texts,
+)
 
 
 @pytest.fixture
@@ -247,7 +135,7 @@ def test_gate_refuse_force_rollback(shop: Workshop, bert: Any) -> None:
     challenger = client.get_model_version_by_alias("demo", "challenger")
     assert challenger.version == 3 and challenger.tags["lorasweep.decision"].startswith("refused: test/accuracy 1.0")
 
-    forced = promote(shop.folders, shop.candidate(equal, test), "demo", force=True)
+    forced = promote(shop.folders, shop.candidate(equal, test), "demo", force="hotfix")
     assert (forced.version, forced.forced, forced.previous_version) == ("4", True, "2")
     assert client.get_model_version("demo", "4").tags["lorasweep.forced"] == "true"
     back = rollback(shop.folders, "demo")
@@ -284,7 +172,7 @@ def test_a_champion_with_other_labels_cannot_be_compared(shop: Workshop, bert: A
     renamed = shop.candidate(
         shop.trial(1, adapters[1]), Split(test.texts[:5], None, test.labels[:5]), label_names=list("abc")
     )
-    with pytest.raises(PromotionRefused, match="cannot be scored on this test split"):
+    with pytest.raises(PromotionRefused, match="predicts negative, positive, mixed, not the labels a, b, c, so"):
         promote(shop.folders, renamed, "demo")
 
 
@@ -328,8 +216,9 @@ def test_decoders_pairs_and_large_bases(
         registry.predict(shop.folders, uri, rows.texts, None if pairs else rows.texts, elsewhere)
 
 
-def test_a_sweep_with_a_dot_in_its_name_is_promoted(shop: Workshop, bert: Any) -> None:
-    candidate = shop.candidate(shop.trial(0, bert[1][0]), bert[3], sweep="v1.2")
+def test_a_sweep_with_a_dot_in_its_name_is_promoted(tmp_path: Path, bert: Any) -> None:
+    shop = Workshop(tmp_path, bert[0], "v1.2")
+    candidate = shop.candidate(shop.trial(0, bert[1][0]), bert[3])
     assert promote(shop.folders, candidate, "v1.2").action == "promoted"
     assert len(registry.predict(shop.folders, "models:/v1.2@champion", ["a text"])) == 1
 

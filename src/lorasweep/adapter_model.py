@@ -7,12 +7,13 @@ Artifacts: `adapter`, a PEFT folder or a whole Hugging Face checkpoint; `base`, 
 `tokenizer`, where the checkpoint has none of its own. Settings (`model_config`, each may be overridden at load):
 base_model (a folder or a hub id; wins over the packed base), base_revision, label_names, max_length (tokens a row is
 cut to), batch_size (rows), device (auto, cpu, cuda, cuda:N), dtype (of the products: float32, bfloat16, float16),
-quantization (none, nf4), double_quant, trust_remote_code.
+quantization (none, nf4), double_quant, trust_remote_code, sha256 (artifact -> checksum of its files; {} checks none).
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,7 +33,8 @@ class AdapterModel(PythonModel):
         """Load base, adapter and tokenizer.
 
         Raises:
-            RuntimeError: the base is not where the model expects it, or is not the base the adapter was trained on.
+            RuntimeError: the base is not where the model expects it, or is not the base the adapter was trained on; a
+                file was changed since the model was saved.
         """
         import torch
 
@@ -42,9 +44,10 @@ class AdapterModel(PythonModel):
         automatic = "cuda" if torch.cuda.is_available() else "cpu"
         self.device = torch.device(automatic if device == "auto" else device)
         self.dtype = getattr(torch, self.settings.get("dtype") or "float32")
-        adapter = Path(context.artifacts["adapter"])
-        packed = context.artifacts.get("base")
-        base = self.settings.get("base_model") or packed
+        used = {name: place for name, place in context.artifacts.items() if name != "base" or not self._named_base}
+        check_files(used, self.settings.get("sha256") or {})
+        adapter = Path(used["adapter"])
+        base = self._named_base or used.get("base")
         if (adapter / "adapter_config.json").exists():
             self.model = self._load_adapter(adapter, self._checked(base))
             words = base
@@ -53,6 +56,11 @@ class AdapterModel(PythonModel):
             words = context.artifacts.get("tokenizer") or base
         self.tokenizer = self._load_tokenizer(self._checked(words))
         self.model.eval()
+
+    @property
+    def _named_base(self) -> str | None:
+        """The base that the settings name, instead of one that is packed along."""
+        return self.settings.get("base_model") or None
 
     def _checked(self, base: str | None) -> str:
         if not base:
@@ -194,6 +202,28 @@ class AdapterModel(PythonModel):
         with torch.inference_mode(), mixed:
             logits = self.model(**{name: tensor.to(self.device) for name, tensor in batch.items()}).logits
         return logits.float().softmax(-1).cpu().tolist()
+
+
+def check_files(artifacts: dict[str, str], checksums: dict[str, str]) -> None:
+    """RuntimeError where an artifact's files are not those that were saved."""
+    for name, place in artifacts.items():
+        if name in checksums and folder_checksum(Path(place)) != checksums[name]:
+            raise RuntimeError(
+                f"the files of `{name}` at {place} were changed after the model was saved: their sha256 is not that of "
+                "the model's settings. Take them from a backup or another copy of the model"
+            )
+
+
+def folder_checksum(place: Path) -> str:
+    """sha256 (hex) over the names and contents of all files below a folder, hidden ones aside."""
+    whole = hashlib.sha256()
+    for path in sorted(path for path in place.rglob("[!.]*") if path.is_file()):
+        content = hashlib.sha256()
+        with path.open("rb") as file:
+            while block := file.read(2**20):
+                content.update(block)
+        whole.update(f"{path.relative_to(place).as_posix()}\0{content.hexdigest()}\n".encode())
+    return whole.hexdigest()
 
 
 @contextlib.contextmanager

@@ -113,21 +113,7 @@ def build_parser() -> argparse.ArgumentParser:
     report = command("report", _report, "write a self-contained HTML page about a sweep")
     report.add_argument("name")
     report.add_argument("--out", type=Path, metavar="FILE", help="where to write it; default: in mlruns/lorasweep/")
-    promote = command("promote", _promote, "score the best trial on the test split and register it as champion")
-    promote.add_argument("name")
-    promote.add_argument("--as", dest="model_name", metavar="MODEL", help="registered model; default: the sweep's name")
-    promote.add_argument("--trial", type=int, metavar="N", help="this trial instead of the best")
-    promote.add_argument("--force", action="store_true", help="promote even when it does not beat the champion")
-    promote.add_argument("--rollback", action="store_true", help="move `champion` back to the version before")
-    predict = command("predict", _predict, "answers from a registered model")
-    predict.add_argument("model_uri", help="for example models:/quickstart@champion")
-    predict.add_argument("text", nargs="+")
-    predict.add_argument(
-        "--pair",
-        action="append",
-        metavar="TEXT",
-        help="the second text of a pair, such as a context; once for each text",
-    )
+    _add_registry_commands(command)
     ui = command("ui", _ui, "the MLflow UI on 127.0.0.1, opened at the sweep's leaderboard")
     ui.add_argument("name", nargs="?", help="the sweep to open; default: the newest")
     ui.add_argument("--port", type=int, default=5000)
@@ -142,6 +128,43 @@ def build_parser() -> argparse.ArgumentParser:
     pause.add_argument("name")
     command("doctor", _doctor, "versions, devices, storage: what would not work and how to mend it")
     return parser
+
+
+def _add_registry_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
+    """promote, predict, export, reproduce."""
+    promote = command("promote", _promote, "score the best trial on the test split and register it as champion")
+    promote.add_argument("name")
+    promote.add_argument("--as", dest="model_name", metavar="MODEL", help="registered model; default: the sweep's name")
+    promote.add_argument("--trial", type=int, metavar="N", help="this trial instead of the best")
+    promote.add_argument("--force", action="store_true", help="promote even when it is not better than the champion")
+    promote.add_argument("--reason", metavar="TEXT", help="why --force or --rollback; kept with the version")
+    promote.add_argument("--rollback", action="store_true", help="move `champion` back to the version before")
+    predict = command("predict", _predict, "answers from a registered model")
+    predict.add_argument("model_uri", help="for example models:/quickstart@champion")
+    predict.add_argument("text", nargs="*", help="texts to answer; `-`: the lines of standard input")
+    predict.add_argument(
+        "--pair",
+        action="append",
+        metavar="TEXT",
+        help="the second text of a pair, such as a context; once for each text",
+    )
+    predict.add_argument(
+        "--csv", metavar="FILE", help="answer the rows of a table (csv, tsv, jsonl, parquet; `-`: csv)"
+    )
+    predict.add_argument("--column", default="text", metavar="NAME", help="its column of texts; default: text")
+    predict.add_argument("--pair-column", metavar="NAME", help="its column of second texts, for models of pairs")
+    predict.add_argument("--csv-out", action="store_true", help="print csv with all probabilities; so does --csv")
+    predict.add_argument("--base", metavar="PATH", help="where the model's base lies, if it was moved")
+    export = command("export", _export, "write a registered model as Hugging Face files, ready for the hub")
+    export.add_argument("name", help="a registered model: NAME (its champion), NAME@ALIAS or NAME/VERSION")
+    export.add_argument("folder", help="a folder that does not exist yet")
+    export.add_argument("--merged", action="store_true", help="one checkpoint instead of an adapter beside its base")
+    export.add_argument("--push-to-hub", metavar="REPO", help="upload it to this repository of the Hugging Face hub")
+    export.add_argument("--private", action="store_true", help="make that repository private, if it is new")
+    export.add_argument("--base", metavar="PATH", help="where the model's base lies, if it was moved")
+    again = command("reproduce", _reproduce, "train a trial again from what its run recorded, and compare the numbers")
+    again.add_argument("run_id", help="the MLflow run of the trial")
+    again.add_argument("--tolerance", type=float, metavar="X", help="largest difference that counts as the same")
 
 
 def _count(text: str) -> int:
@@ -231,14 +254,14 @@ def _promote(arguments: argparse.Namespace, overrides: list[str]) -> int:
     from lorasweep import promotion
 
     if arguments.rollback:
-        result = promotion.rollback(arguments.name, overrides, model_name=arguments.model_name)
+        result = promotion.rollback(arguments.name, overrides, model_name=arguments.model_name, reason=arguments.reason)
     else:
         result = promotion.promote(
             arguments.name,
             overrides,
             model_name=arguments.model_name,
             trial=arguments.trial,
-            force=arguments.force,
+            force=promotion.reason_of(arguments.force, arguments.reason),
         )
     if arguments.json:
         _print_json(result.to_json())
@@ -248,15 +271,50 @@ def _promote(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def _predict(arguments: argparse.Namespace, overrides: list[str]) -> int:
-    from lorasweep import promotion
+    from lorasweep import prediction
 
-    answers = promotion.predict(arguments.model_uri, arguments.text, overrides, pairs=arguments.pair)
+    asked = prediction.read_asked(
+        arguments.text, arguments.pair, arguments.csv, arguments.column, arguments.pair_column
+    )
+    model = prediction.load(arguments.model_uri, overrides, arguments.base)
     if arguments.json:
+        answers = [one for _, block in prediction.answer(model, asked) for one in block]
         _print_json({"model": arguments.model_uri, "predictions": answers})
+    elif arguments.csv or arguments.csv_out:
+        prediction.write_csv(model, asked, sys.stdout)
     else:
-        for text, answer in zip(arguments.text, answers, strict=True):
-            print(f"{answer['label']}\t{answer['score']:.4f}\t{text}")
+        prediction.write_lines(model, asked, sys.stdout)
     return 0
+
+
+def _export(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    from lorasweep import exporting
+
+    document = exporting.export(
+        arguments.name,
+        arguments.folder,
+        overrides,
+        merged=arguments.merged,
+        repo=arguments.push_to_hub,
+        private=arguments.private,
+        base=arguments.base,
+    )
+    if arguments.json:
+        _print_json(document)
+    else:
+        print(exporting.describe(document))
+    return 0
+
+
+def _reproduce(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    from lorasweep import reproduction
+
+    outcome = reproduction.reproduce(arguments.run_id, overrides, tolerance=arguments.tolerance, quiet=arguments.json)
+    if arguments.json:
+        _print_json(outcome.to_json())
+    else:
+        print(outcome.describe())
+    return 0 if outcome.same else 1
 
 
 def _ui(arguments: argparse.Namespace, overrides: list[str]) -> int:

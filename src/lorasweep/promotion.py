@@ -1,92 +1,209 @@
-"""The commands `promote` and `predict`: find the trial, open its sealed test split, hand both to the registry.
+"""The command `promote`: find the trial and what its run recorded, open its sealed test split, ask the registry.
 
-The only caller of `load_test_split`. Neighbours: `search.study` (which trial), `registry` (gate, serve), `cli`.
+The only caller of `load_test_split`. A trial is promoted as it was trained: its config, class names and checkpoint are
+those that its run recorded, whatever the sweep file says today and wherever the training file went.
+Neighbours: `search.study` (which trial), `tracking_recorded` (what it was), `registry` (the gate), `cli`.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import sys
+from dataclasses import replace
+from operator import attrgetter
+from typing import TYPE_CHECKING
 
-from lorasweep import registry
+from lorasweep import finalists, registry, results
 from lorasweep.config import compose
 from lorasweep.config.home import Home
-from lorasweep.errors import PromotionRefused, UsageError
+from lorasweep.config.schema import GROUPS, Config
+from lorasweep.errors import DataError, PromotionRefused, UsageError
+from lorasweep.records import TrialRecord
 from lorasweep.registry import PromotionResult
+from lorasweep.registry_alias import who
 from lorasweep.search.study import SweepStudy
+from lorasweep.search.whereabouts import kept_where
+from lorasweep.stats import Results
+from lorasweep.tracking_recorded import Recorded
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from lorasweep.data.sources import Split
+    from lorasweep.registry_serve import Score
     from lorasweep.tasks import Task
 
 
 def promote(
-    name: str, overrides: list[str], model_name: str | None = None, trial: int | None = None, force: bool = False
+    name: str,
+    overrides: list[str],
+    model_name: str | None = None,
+    trial: int | None = None,
+    force: str | None = None,
 ) -> PromotionResult:
     """Score the best complete trial (or `trial`) on the test split, register it, and make it champion if it is better.
 
-    `overrides` may name the test rows with data.test=PATH. The model's name is the sweep's where none is given.
+    `overrides` may name the test rows with data.test=PATH, and files that were moved since. The model's name is the
+    sweep's where none is given. `force`: the reason to promote it even where it is not better.
 
     Raises:
-        UsageError: no such sweep or trial.
-        PromotionRefused: nothing to promote, or not better than the champion.
-        DataError: there is no test split.
+        UsageError: no such sweep or trial, or an override that would make it another trial.
+        PromotionRefused: nothing to promote, or not better than the champion, or not what was trained.
+        DataError, ModelError: there is no test split; data or base were changed since.
     """
-    from lorasweep.data.sources import load_search_data, load_test_split
-    from lorasweep.models.builtin import resolve
-    from lorasweep.tasks import make_task
-
     home = Home.find()
     folders = compose.tracking_place(overrides, home)
     study = SweepStudy.load(folders, name)
-    record = registry.choose(study.records(), study.direction, trial)
-    config = compose.compose_trial([*study.overrides, *overrides], study.sweep_file, record.params, home)
-    if config.task.kind != "classify":
-        raise PromotionRefused(
-            f"task={config.task.kind}: only classifiers are served from the registry so far. The adapter of trial "
-            f"{record.trial} is the artifact `adapter` of run {record.run_id}; peft.PeftModel.from_pretrained opens it"
-        )
-    config.sweep = study.config.sweep
-    data = load_search_data(config.data)
-    candidate = registry.Candidate(
-        sweep=name,
-        record=record,
-        config=config,
-        base=resolve(config.model.path),
-        label_names=data.label_names,
-        test=load_test_split(config.data, data.label_names),
-        score=_scorer(make_task(config, data.label_names)),
-    )
-    return registry.promote(folders, candidate, model_name or name, force=force)
+    folders = study.folders  # with the server that keeps its runs
+    record, why = _choose(study, trial)
+    recorded = Recorded.read(folders, record.run_id)
+    config = _as_recorded(recorded, study, overrides, home)
+    candidate = make_candidate(recorded, record, config, results.read(folders, name, record.trial))
+    return registry.promote(folders, replace(candidate, why=why), model_name or name, force=force)
 
 
-def rollback(name: str, overrides: list[str], model_name: str | None = None) -> PromotionResult:
+def _choose(study: SweepStudy, trial: int | None) -> tuple[TrialRecord, str]:
+    """(the trial that was asked for, or that leads the leaderboard; why it is this one).
+
+    Raises:
+        UsageError: there is no trial of this number.
+        PromotionRefused: it is not complete, or none is.
+    """
+    if trial is not None:
+        return registry.choose(study.records(), study.direction, trial), "it was asked for by its number"
+    found = finalists.best(study)
+    if found is not None:
+        return found.record, found.why
+    broken = {record.trial: study.goals.broken(record) for record in study.records()}
+    told = next((f"; trial {number}: {why}" for number, why in broken.items() if why), "")
+    raise PromotionRefused(f"sweep {study.name} has no ranked trial to promote{told}. `lorasweep leaderboard` says why")
+
+
+def rollback(
+    name: str, overrides: list[str], model_name: str | None = None, reason: str | None = None
+) -> PromotionResult:
     """Give the alias `champion` of a sweep's model back to the version before.
 
     Raises:
         PromotionRefused: there is none before it.
     """
     home = Home.find()
-    return registry.rollback(compose.tracking_place(overrides, home), model_name or name)
+    folders = kept_where(compose.tracking_place(overrides, home), name)
+    return registry.rollback(folders, model_name or name, reason)
 
 
-def predict(
-    model_uri: str, texts: list[str], overrides: list[str], pairs: list[str] | None = None
-) -> list[dict[str, Any]]:
-    """`{"label", "score", "probabilities"}` for each text, by a registered model such as models:/NAME@champion.
-
-    `pairs` are the second texts, for a model that was trained on pairs.
+def reason_of(force: bool, reason: str | None) -> str | None:
+    """Why a promotion is forced; None: it is not. A person at a terminal is asked; a script that gives none is noted as
+    such.
 
     Raises:
-        UsageError: there is no such model, version or alias, or it is about pairs and these are not (or the reverse).
+        UsageError: an empty reason, or one for nothing.
     """
-    if pairs is not None and len(pairs) != len(texts):
-        raise UsageError(f"{len(texts)} texts and {len(pairs)} second texts: give --pair once for each text")
-    home = Home.find()
-    return registry.predict(compose.tracking_place(overrides, home), model_uri, texts, pairs)
+    if not force:
+        if reason is not None:
+            raise UsageError("--reason says why --force or --rollback; this promotion is neither")
+        return None
+    if reason is None and sys.stdin.isatty() and sys.stderr.isatty():
+        print("Why is it promoted even if it is not better? ", end="", file=sys.stderr, flush=True)
+        reason = sys.stdin.readline()
+    if reason is None:
+        return f"no reason was given (by {who()}, not at a terminal)"
+    if not reason.strip():
+        raise UsageError("--force needs a reason, which is kept with the version: --force --reason TEXT")
+    return reason.strip()
 
 
-def _scorer(task: Task) -> registry.Score:
+def make_candidate(recorded: Recorded, record: TrialRecord, config: Config, kept: Results | None) -> registry.Candidate:
+    """The trial with its data and base, checked against what the run recorded; the sealed test split is opened here.
+    `kept`: what its checkpoint answered on the validation rows.
+
+    Raises:
+        PromotionRefused: it is of a task that no model here can serve.
+        DataError, ModelError: as `promote`.
+    """
+    from lorasweep.data.sources import load_test_split
+    from lorasweep.models.unchanged import unchanged_base
+    from lorasweep.tasks import make_task
+
+    untrained = {"model.kind": config.model.kind != "transformer", "adapter.kind": config.adapter.kind == "none"}
+    unserved = {"task.kind": config.task.kind != "classify", **untrained}
+    if any(unserved.values()):
+        what = ", ".join(f"{key}={attrgetter(key)(config)}" for key, is_so in unserved.items() if is_so)
+        raise PromotionRefused(
+            f"trial {record.trial} has {what}: what can be registered is a fine-tuned model with a classification head "
+            "(task=classify). Choose another trial with --trial N"
+        )
+    names = recorded.label_names
+    base = unchanged_base(config.model, recorded.tags.get("lorasweep.fingerprint.base"), record.trial)
+    validation, unread = _validation(recorded, config, names)
+    _check_training_rows(recorded, config, validation is not None)
+    return registry.Candidate(
+        record=record,
+        recorded=recorded,
+        config=config,
+        base=base,
+        label_names=names,
+        test=load_test_split(config.data, names),
+        score=_scorer(make_task(config, names)),
+        validation=validation,
+        unread=unread,
+        expected=kept,
+    )
+
+
+# -- as it was trained ------------------------------------------------------------------------------------------------
+
+
+def _as_recorded(recorded: Recorded, study: SweepStudy, overrides: list[str], home: Home) -> Config:
+    """The run's config, with the overrides that make it no other trial."""
+    given = compose.parse_overrides(overrides)
+    if not any(key in GROUPS for key in given):
+        return recorded.config_with(given)
+    # a group needs a composition: of the sweep as it is today
+    params = next(record.params for record in study.records() if record.trial == recorded.trial)
+    changed = compose.compose_trial([*study.overrides, *overrides], study.sweep_file, params, home)
+    recorded.check_same(changed)
+    changed.sweep = recorded.config.sweep
+    return changed
+
+
+def _validation(recorded: Recorded, config: Config, names: list[str]) -> tuple[Split | None, str]:
+    """The validation rows, or None and why they cannot be read.
+
+    Raises:
+        DataError: they are not the rows that the trial was evaluated on.
+    """
+    from lorasweep.data.sources import load_validation_split
+
+    try:
+        rows = load_validation_split(config.data, names)
+    except DataError as error:
+        return None, f"its rows cannot be read ({error})"
+    noted = recorded.data.get("validation_fingerprint")
+    if noted is not None and rows.fingerprint() != noted:
+        raise DataError(_changed(recorded, "validation rows"))
+    return rows, ""
+
+
+def _check_training_rows(recorded: Recorded, config: Config, readable: bool) -> None:
+    """Where the test split is carved from the training file, that file must be the one of the sweep: from another one
+    rows would be drawn that the trial was trained on."""
+    from lorasweep.data.sources import DEMOS, load_search_data
+
+    if config.data.test is not None or config.data.kind in DEMOS or not readable:
+        return
+    if load_search_data(config.data).fingerprint != recorded.data["fingerprint"]:
+        raise DataError(_changed(recorded, "training rows, which the test split is carved from,"))
+
+
+def _changed(recorded: Recorded, what: str) -> str:
+    return (
+        f"the {what} of trial {recorded.trial} ({recorded.data['source']}) were changed after it was trained: their "
+        "fingerprint is not that of the run. Restore the file, or give its place with data.train=PATH or "
+        "data.validation=PATH"
+    )
+
+
+def _scorer(task: Task) -> Score:
     def score(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         import numpy as np
 

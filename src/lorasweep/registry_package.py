@@ -1,8 +1,9 @@
 """Packs a trial's adapter into a folder that MLflow can serve: code, adapter, base or its address, signature.
 
 A base that ships with us or is small is packed along; one from the hub is named by id and commit; a large local one by
-its path, which `model_config` overrides at load. mlflow.transformers.log_model is not used: on a PEFT model it reloads
-with re-initialised weights (mlflow #23761). Neighbours: `adapter_model` (the code that is packed), `registry` (calls).
+its path, which `model_config` overrides at load. The settings hold the checksums of what is packed, so that a file that
+was changed later is refused at every load. mlflow.transformers.log_model is not used: on a PEFT model it reloads with
+re-initialised weights (mlflow #23761). Neighbours: `adapter_model` (the code that is packed), `registry` (calls).
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from lorasweep.checksums import folder_checksum
 from lorasweep.config.schema import Config
 from lorasweep.errors import StorageError
+from lorasweep.models.unchanged import hub_commit
 
 CODE = Path(__file__).with_name("adapter_model.py")
 SMALL_BASE_BYTES = 200_000_000
@@ -29,12 +32,12 @@ EXAMPLE = "a dull start, but a superb end"
 
 
 def build(
-    folder: Path, adapter: Path, base: str, config: Config, label_names: list[str], entry: Any, paired: bool
+    folder: Path, adapter: Path, base: str, config: Config, label_names: list[str], paired: bool
 ) -> dict[str, Any]:
     """Write the MLflow model to `folder` and return the settings it loads with.
 
-    `base` is a folder or a hub id (`builtin:` resolved), `entry` the mlflow.models.Model that MLmodel is written from,
-    `paired` whether its rows have a second text (demo_qa's have, without a `pair_column`).
+    `base` is a folder or a hub id (`builtin:` resolved), `paired` whether its rows have a second text (demo_qa's have,
+    without a `pair_column`).
 
     Raises:
         StorageError: the adapter's folder is not there.
@@ -43,7 +46,7 @@ def build(
 
     if not adapter.is_dir():
         raise StorageError(f"the trial's adapter should be at {adapter}, and nothing is there; train the trial again")
-    settings = {
+    settings: dict[str, Any] = {
         "base_model": None,
         "base_revision": None,
         "label_names": label_names,
@@ -66,6 +69,7 @@ def build(
         artifacts["base"] = str(_copy_base(Path(base), staging / "base"))
     else:
         settings["base_model"] = str(Path(base).resolve())
+    settings["sha256"] = {name: folder_checksum(Path(place)) for name, place in artifacts.items()}
     with quiet(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         save_model(
@@ -76,11 +80,19 @@ def build(
             signature=signature(label_names, paired=paired),
             input_example=example(paired=paired),
             pip_requirements=requirements(config),
-            mlflow_model=entry,
         )
     for cache in folder.rglob("__pycache__"):
         shutil.rmtree(cache, ignore_errors=True)
     return settings
+
+
+def address(folder: Path, run_id: str, model_id: str, location: str) -> None:
+    """Write into a built model which run it is of and which of MLflow's logged models it becomes."""
+    from mlflow.models import Model
+
+    entry = Model.load(str(folder))
+    entry.run_id, entry.model_uuid, entry.model_id, entry.artifact_path = run_id, model_id, model_id, location
+    entry.save(str(folder / "MLmodel"))
 
 
 def signature(label_names: list[str], paired: bool) -> Any:
@@ -110,15 +122,6 @@ def requirements(config: Config) -> list[str]:
 def packed_bytes(base: Path) -> int:
     """Size of what would be packed of a base's folder."""
     return sum(path.stat().st_size for path in _base_files(base))
-
-
-def hub_commit(hub_id: str, revision: str | None) -> str | None:
-    """The commit of the hub base that this machine's cache holds, so that a moved branch changes nothing; else
-    `revision` as it was given."""
-    from huggingface_hub import try_to_load_from_cache
-
-    found = try_to_load_from_cache(hub_id, "config.json", revision=revision or "main")
-    return Path(found).parent.name if isinstance(found, str) else revision
 
 
 def _base_files(base: Path) -> list[Path]:

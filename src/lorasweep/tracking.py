@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lorasweep import failpoints
+from lorasweep import checksums, failpoints
 from lorasweep import spool as spools
 from lorasweep.config.schema import Config
 from lorasweep.errors import StorageError, TrialFailed
@@ -269,6 +269,7 @@ class Tracker:
             tags["lorasweep.reason"] = record.reason
         with readable_errors(f"finish trial {number} of sweep {self.sweep}"):
             for name, source in artifacts.items():
+                tags[checksums.TAG + name] = checksums.folder_checksum(source)
                 trial.artifacts.put(name, source)
         failpoints.reach("artifacts-placed")
         trial.spool.set_end(FAILED if record.state is TrialState.FAILED else FINISHED, clean_tags(tags))

@@ -69,6 +69,7 @@ def dataset_input(config: DataConfig, data: Any) -> DatasetInput:
         "validation_rows": len(data.validation),
         "labels": list(data.label_names),
         "fingerprint": data.fingerprint,
+        "validation_fingerprint": data.validation.fingerprint(),
     }
     entity = Dataset(
         name=redact(name)[:500],

@@ -65,6 +65,17 @@ def compose_trial(overrides: Iterable[str], sweep: str | None, params: dict[str,
     return config
 
 
+def with_values(config: Config, values: dict[str, Any]) -> Config:
+    """A copy of a config with these values by dotted key; groups need a composition instead.
+
+    Raises:
+        ConfigError: an unknown key, a wrong type, a broken rule.
+    """
+    changed = _set_values(copy.deepcopy(config), values)
+    check_config(changed)
+    return changed
+
+
 def tracking_folder(overrides: Iterable[str], home: Home) -> Path:
     """The folder of mlflow.db and mlruns/ for commands that need nothing else of a config.
 

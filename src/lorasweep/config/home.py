@@ -28,6 +28,14 @@ def check_name(name: str, what: str = "sweep name") -> str:
     return name
 
 
+def given_path(path: str) -> Path:
+    """A path as a user gave it in a sweep file or an override: a relative one counts from LORASWEEP_HOME, so that a
+    sweep means the same files from wherever it is started; where there is nothing, from the current folder."""
+    asked = Path(path).expanduser()
+    at_home = Path(os.environ.get("LORASWEEP_HOME") or ".").expanduser() / asked  # `asked` itself where it is absolute
+    return at_home if at_home.exists() else asked
+
+
 @dataclass(frozen=True)
 class Home:
     """`root`: LORASWEEP_HOME or the current folder; `shipped`: the folder of our own conf/ and sweeps/."""

@@ -9,10 +9,12 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from lorasweep.config.home import given_path
 from lorasweep.config.schema import DataConfig
 from lorasweep.data.table import Table
 from lorasweep.errors import DataError
@@ -23,13 +25,14 @@ MAX_FIELD_CHARS = 1 << 27  # csv's own limit of 128 KiB is shorter than some doc
 def read_table(path: str, setting: str, data: DataConfig) -> Table:
     """The rows of one file, its format by its ending. `setting` (data.train, …) names the place to mend in errors.
 
-    Relative paths count from the current folder. Raises DataError: no such file, unknown ending, not UTF-8, ragged or
-    broken rows (with their line), nothing but a header.
+    Relative paths count from LORASWEEP_HOME, then from the current folder. Raises DataError: no such file, unknown
+    ending, not UTF-8, ragged or broken rows (with their line), nothing but a header.
     """
-    file = Path(path).expanduser()
+    file = given_path(path)
     if not file.is_file():
         what = "is a folder, not a file" if file.is_dir() else "does not exist"
-        hint = "" if file.is_absolute() else f" (looked in {Path.cwd()})"
+        looked = dict.fromkeys(str(folder) for folder in (os.environ.get("LORASWEEP_HOME"), Path.cwd()) if folder)
+        hint = "" if file.is_absolute() else f" (looked in {' and '.join(looked)})"
         near = (
             [other.name for other in sorted(file.parent.iterdir()) if reader_of(other)] if file.parent.is_dir() else []
         )

@@ -8,8 +8,8 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
+from lorasweep.config.home import given_path
 from lorasweep.config.scale import HINT
 from lorasweep.config.schema import DataConfig
 from lorasweep.data.table import Table
@@ -30,16 +30,17 @@ def read_split(split: str, setting: str, data: DataConfig) -> Table:
     import datasets
 
     where = f"{data.hub_id} ({split})"
-    problem = None if Path(data.hub_id).is_dir() else look(data)
+    folder = given_path(data.hub_id)
+    problem = None if folder.is_dir() else look(data)
     quiet = datasets.utils.logging.get_verbosity()
     datasets.utils.logging.set_verbosity_error()
     try:
         with cache_alone() if problem else contextlib.nullcontext():
             loaded = datasets.load_dataset(
-                data.hub_id,
+                str(folder) if folder.is_dir() else data.hub_id,
                 data.hub_config,
                 split=split,
-                revision=None if Path(data.hub_id).is_dir() else data.hub_revision,
+                revision=None if folder.is_dir() else data.hub_revision,
             )
     except Exception as error:  # datasets raises many types, its own and its transport's; all become one sentence
         raise DataError(explain(error, problem, split, setting, data)) from error

@@ -115,6 +115,20 @@ def load_search_data(data: DataConfig) -> SearchData:
     return SearchData(train, validation, names, digest.hexdigest(), source)
 
 
+def load_validation_split(data: DataConfig, label_names: list[str]) -> Split:
+    """The rows that the search evaluated on, for a trial whose class names are known: training rows are read only
+    where validation was carved from them. Raises DataError as `load_search_data` does."""
+    if data.kind in DEMOS:
+        rows = demo_splits(data)[0]["validation"]
+    else:
+        role = "train" if data.validation is None else "validation"
+        raw = raw_rows(read(data, role), data)
+        rows = labelled(raw, LabelMap(label_names))
+        if data.validation is None:
+            rows = carve(rows, raw, label_names, data)["validation"]
+    return limited(rows, data.max_eval_rows, data.split_seed, "validation")
+
+
 def load_test_split(data: DataConfig, label_names: list[str]) -> Split:
     """The sealed test split, for scoring at promotion alone; `label_names` are those that the model was trained with.
 

@@ -11,6 +11,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from lorasweep.config.home import given_path
 from lorasweep.config.scale import HINT
 from lorasweep.config.schema import ModelConfig
 from lorasweep.errors import ConfigError, ModelError
@@ -41,7 +42,7 @@ def locate(model: ModelConfig) -> Source:
     path = resolve(model.path)
     if not path:
         raise ConfigError("model.path is empty; give a hub id or a folder, for example model.path=bert-base-uncased")
-    folder = Path(path).expanduser()
+    folder = given_path(path)
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise ModelError(
