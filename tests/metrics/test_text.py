@@ -1,6 +1,8 @@
 """BLEU, ROUGE and METEOR against the libraries that define them, on examples of their own documentation."""
 
 import logging
+import subprocess
+import sys
 
 import pytest
 from nltk.translate.meteor_score import meteor_score
@@ -45,6 +47,14 @@ def test_rouge_is_the_mean_of_rouge_scores_best_f() -> None:
     wanted = RougeScorer(list(text.ROUGE_TYPES)).score(target, prediction)
     assert found == {name: pytest.approx(wanted[name].fmeasure / 2) for name in text.ROUGE_TYPES}
     assert found["rouge1"] == pytest.approx(0.70588 / 2, abs=1e-5)
+
+
+def test_rouge_leaves_logging_as_it_was() -> None:
+    code = (
+        "import logging; from lorasweep.metrics.text import rouge; rouge(['a'], [['a']]); print(logging.root.handlers)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (done.stdout.strip(), done.stderr) == ("[]", "")
 
 
 def test_meteor_of_nltks_documentation() -> None:

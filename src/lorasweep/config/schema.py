@@ -202,7 +202,12 @@ class TaskConfig:
 class OptimizerConfig:
     """AdamW, its schedule and its clipping. Group `optimizer`."""
 
-    kind: str = option("adamw", "optimizer", choices=("adamw",))
+    kind: str = option(
+        "adamw",
+        "adamw; adamw8bit: the same, with the moments of adapter=full in 8 bits (bitsandbytes, arXiv:2110.02861): a "
+        "quarter of their memory. Adapters are small and keep theirs in 32 bits",
+        choices=("adamw", "adamw8bit"),
+    )
     lr: float = option(1e-3, "peak learning rate", above=0)
     weight_decay: float = option(0.0, "decoupled weight decay; biases are never decayed", at_least=0)
     beta1: float = option(0.9, "decay of the first moment", at_least=0, below=1)

@@ -53,11 +53,11 @@ def rouge(
     predictions: Sequence[str], references: Sequence[Sequence[str]], types: Sequence[str] = ROUGE_TYPES
 ) -> dict[str, float]:
     """Mean over rows of each ROUGE's F-measure, 0 to 1; of several references the best counts. No stemming."""
-    handlers = list(logging.root.handlers)
     from rouge_score.rouge_scorer import RougeScorer
 
-    logging.root.handlers[:] = handlers  # absl, which it imports, would print everybody's messages its own way
+    handlers = list(logging.root.handlers)
     scorer = RougeScorer(list(types), use_stemmer=False)
+    logging.root.handlers[:] = handlers  # it logs through absl, which would print everybody's messages from then on
     rows = [scorer.score_multi(list(accepted), text) for text, accepted in zip(predictions, references, strict=True)]
     return {name: sum(row[name].fmeasure for row in rows) / len(rows) for name in types}
 

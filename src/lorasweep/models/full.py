@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from lorasweep.config.schema import Config
-from lorasweep.errors import ConfigError
+from lorasweep.config.schema import Config, OptimizerConfig
+from lorasweep.errors import ConfigError, ModelError
 from lorasweep.models.arena import new_adamw
 from lorasweep.models.base import LoadedBase
 from lorasweep.models.counts import ParameterCounts
@@ -24,6 +24,34 @@ from lorasweep.models.stream import Batch, RowStore
 
 if TYPE_CHECKING:
     from lorasweep.models.decoding import StepBatch
+
+
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # of torch's AdamW
+MOMENTS_8BIT = ("step", "state1", "state2", "qmap1", "qmap2", "absmax1", "absmax2")  # of bitsandbytes'; some are 32-bit
+
+
+def new_optimizer(groups: list[tuple[list[nn.Parameter], float]], settings: OptimizerConfig) -> torch.optim.Optimizer:
+    """AdamW over (parameters, weight decay) groups, with its moments in 8 bits for optimizer=adamw8bit.
+
+    Raises:
+        ModelError: bitsandbytes is not installed.
+    """
+    if settings.kind != "adamw8bit":
+        return new_adamw(groups, settings)
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError as error:
+        raise ModelError(
+            "optimizer=adamw8bit needs bitsandbytes, which is not installed: `pip install bitsandbytes`, or use "
+            "optimizer=adamw"
+        ) from error
+    made: torch.optim.Optimizer = AdamW8bit(
+        [{"params": held, "weight_decay": decay} for held, decay in groups if held],
+        lr=settings.lr,
+        betas=(settings.beta1, settings.beta2),
+        eps=settings.eps,
+    )
+    return made
 
 
 class FullModel:
@@ -54,7 +82,7 @@ class FullModel:
             parameter.grad = torch.zeros_like(parameter)
         matrices = [p for p in self._parameters.values() if p.dim() > 1]
         vectors = [p for p in self._parameters.values() if p.dim() <= 1]
-        self._optimizer = new_adamw([(matrices, config.optimizer.weight_decay), (vectors, 0.0)], config.optimizer)
+        self._optimizer = new_optimizer([(matrices, config.optimizer.weight_decay), (vectors, 0.0)], config.optimizer)
 
     def release(self, index: int) -> None:
         """Drop the private copy."""
@@ -119,7 +147,7 @@ class FullModel:
         out = {f"values.{name}": tensor for name, tensor in self.save(index).items()}
         for name, parameter in self._parameters.items():
             for kind, tensor in self.optimizer(index).state.get(parameter, {}).items():
-                out[f"{kind}.{name}"] = tensor.clone()
+                out[f"{kind}.{name}"] = tensor.clone() if isinstance(tensor, torch.Tensor) else torch.tensor(tensor)
             if gradients and parameter.grad is not None:
                 out[f"gradients.{name}"] = parameter.grad.clone()
         return out
@@ -130,9 +158,11 @@ class FullModel:
         optimizer = self.optimizer(index)
         for name, parameter in self._parameters.items():
             if f"step.{name}" in state:
-                optimizer.state[parameter] = {
-                    k: state[f"{k}.{name}"].clone() for k in ("step", "exp_avg", "exp_avg_sq")
-                }
+                kinds = MOMENTS if f"exp_avg.{name}" in state else MOMENTS_8BIT
+                moments = {k: state[f"{k}.{name}"].clone() for k in kinds if f"{k}.{name}" in state}
+                if kinds is MOMENTS_8BIT:
+                    moments["step"] = int(moments["step"])  # type: ignore[assignment]
+                optimizer.state[parameter] = moments
             assert parameter.grad is not None
             if f"gradients.{name}" in state:
                 parameter.grad.copy_(state[f"gradients.{name}"])
