@@ -11,6 +11,7 @@ import os
 import select
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +23,14 @@ OFF = ("gpu", "quic", "background-networking", "component-update", "sync", "exte
 # software rendering, for what draws through WebGL
 SWITCHES = ["--headless=new", "--no-sandbox", "--no-first-run", "--mute-audio", "--hide-scrollbars",
             "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]  # fmt: skip
+# Chromium reads messages on descriptor 3 and writes on 4; ours may have these very numbers, so they move away first
+ON_3_AND_4 = """
+import fcntl, os, sys
+read, write = (fcntl.fcntl(int(number), fcntl.F_DUPFD, 10) for number in sys.argv[1:3])
+os.dup2(read, 3)
+os.dup2(write, 4)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
 
 
 class Chromium:
@@ -33,12 +42,13 @@ class Chromium:
         self._in, write = os.pipe()
         words = [FOUND, *SWITCHES, *(f"--disable-{name}" for name in OFF), f"--user-data-dir={profile}"]
         words += [f"--window-size={width},{height}", "--remote-debugging-pipe", "about:blank"]
-        shell = ["sh", "-c", f'exec "$@" 3<&{read} 4>&{write} 2>"{profile}.log"', "sh", *words]  # its pipe is 3 and 4
-        self.process = subprocess.Popen(shell, pass_fds=(read, write), stdout=subprocess.DEVNULL)
+        start = [sys.executable, "-c", ON_3_AND_4, str(read), str(write), *words]
+        with profile.with_suffix(".log").open("wb") as log:
+            self.process = subprocess.Popen(start, pass_fds=(read, write), stdout=subprocess.DEVNULL, stderr=log)
         os.close(read)
         os.close(write)
         self._count, self._buffer, self._session = 0, b"", ""
-        target = self._call("Target.createTarget", url="about:blank", width=width, height=height)["targetId"]
+        target = self._call("Target.createTarget", url="about:blank")["targetId"]
         self._session = self._call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         self._call("Page.enable")
         self._call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
@@ -76,7 +86,7 @@ class Chromium:
 
     def wait_for(self, *texts: str, seconds: float = 90) -> str:
         """The page's text, once all of these stand in it."""
-        self.wait(f"{json.dumps(texts)}.every((text) => document.body.innerText.includes(text))", seconds)
+        self.wait(f"{json.dumps(texts)}.every((text) => (document.body?.innerText ?? '').includes(text))", seconds)
         return self.text()
 
     def text(self) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import signal
 import socket
 import subprocess
@@ -21,7 +20,6 @@ from lorasweep.records import TrialRecord, TrialState
 from lorasweep.tracking import Tracker
 from trackkit import Counts, Folders, search_data, sweep_config
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 SERVE = "import sys; from lorasweep import ui; sys.exit(ui.serve(None, sys.argv[1:2], int(sys.argv[2]), as_json=True))"
 
 
@@ -80,21 +78,6 @@ def test_the_address_answers_with_all_that_was_reported(running: Running) -> Non
         runs = json.load(answer)["runs"]
     values = {m["value"] for run in runs for m in run["data"]["metrics"] if m["key"] == "eval/accuracy"}
     assert values == {0.6127, 0.9341, 0.7518, 0.8864}
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's chromium")
-def test_a_browser_shows_the_sorted_leaderboard(running: Running, tmp_path: Path) -> None:
-    assert CHROMIUM is not None
-    quiet = [f"--disable-{name}" for name in ("gpu", "quic", "background-networking", "component-update", "sync")]
-    command = [CHROMIUM, "--headless", "--no-sandbox", "--no-first-run", *quiet, f"--user-data-dir={tmp_path}"]
-    command += ["--window-size=2000,1000", "--virtual-time-budget=40000", "--dump-dom", running.url]
-    page = subprocess.run(command, capture_output=True, text=True, timeout=180, check=True).stdout
-    for column in ("eval/accuracy", "eval/f1", "optimizer.lr", "adapter.r"):
-        assert column in page, f"column {column} is not shown"
-    assert "Leaderboard" in page and "matching runs" in page
-    shown = [page.index(text) for text in ("0.9341", "0.8864", "0.7518", "0.6127")]
-    assert shown == sorted(shown), "rows are not in the order of the objective"
 
 
 def test_no_sweep_and_no_database_are_told(tracked: Folders, tmp_path: Path) -> None:

@@ -102,7 +102,7 @@ def _state(search: str, order: str, ascending: bool, columns: list[str]) -> dict
         "modelVersionFilter": "All Runs",
         "selectedColumns": columns,
         "columnOrder": columns,
-        "columnWidths": {},
+        "columnWidths": {column: _width(column) for column in columns},
         "runsExpanded": {},
         "runsPinned": [],
         "runsHidden": [],
@@ -134,13 +134,14 @@ def _finalists(shown: Shown) -> dict[str, Any]:
         "searchFilter": "tags.`lorasweep.finalist` LIKE '%'",
         "selectedColumns": columns,
         "columnOrder": columns,
+        "columnWidths": {column: _width(column) for column in columns},
     }
 
 
 def _failures(shown: Shown) -> dict[str, Any]:
     columns = [_tag("lorasweep.reason"), *(_param(key) for key in shown.keys), _tag("lorasweep.state")]
     state = _state(f"{TRIALS} and attributes.status = 'FAILED'", "attributes.start_time", False, columns)
-    return state | {"columnWidths": {columns[0]: 640}}
+    return state | {"columnWidths": {**state["columnWidths"], columns[0]: 640}}
 
 
 def _curves(shown: Shown) -> dict[str, Any]:
@@ -211,6 +212,11 @@ def _scatter(param: str, metric: str, section: str) -> dict[str, Any]:
         "xaxis": {"key": param, "type": "PARAM"},
         "yaxis": {"key": metric, "type": "METRIC"},
     }
+
+
+def _width(column: str) -> int:
+    """Dots that a column's head needs: MLflow's own width cuts names such as train.batch_size."""
+    return max(96, min(260, 36 + 8 * (len(column.partition(".")[2]) - 2)))
 
 
 def _metric(name: str) -> str:

@@ -67,6 +67,9 @@ async function unpack() {
   script.textContent = await new Response(stream).text();
   document.head.append(script);
 }
+// the button that plotly offers for sharing would send the data to its makers' server
+const config = {displaylogo: false, responsive: true, displayModeBar: 'hover', modeBarButtonsToRemove:
+  ['sendChartToCloud', 'sendDataToCloud', 'select2d', 'lasso2d', 'zoomIn2d', 'zoomOut2d', 'autoScale2d']};
 window.drawn = (async () => {
   const figures = JSON.parse(document.getElementById('figures').textContent);
   if (!figures.length) return;
@@ -77,7 +80,7 @@ window.drawn = (async () => {
   await unpack();
   for (const [key, figure] of figures) {
     try {
-      await Plotly.newPlot(place(key), figure.data, figure.layout, {displaylogo: false, responsive: true});
+      await Plotly.newPlot(place(key), figure.data, figure.layout, config);
       place(key).dataset.drawn = 'yes';
     } catch (error) {
       place(key).innerHTML = '<p>This browser cannot draw this one (' + String(error).replace(/</g, '&lt;') +

@@ -28,6 +28,7 @@ def figure(picture: Picture) -> dict[str, Any]:
         "margin": {"l": 60, "r": 20, "t": 16, "b": 48},
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
+        "modebar": {"bgcolor": "rgba(255,255,255,0.85)", "color": GREY, "activecolor": BLUE},
         "hovermode": "closest",
         "showlegend": False,
     }
@@ -89,7 +90,7 @@ def _scatter(series: Series) -> dict[str, Any]:
     }
     if series.style == "points":
         color: Any = [short(value) for value in series.heat] if series.heat else series.color
-        trace |= {"mode": "markers", "marker": {"color": color, "size": 6, "colorscale": POINTS}}
+        trace |= {"mode": "markers", "marker": {"color": color, "size": 7, "colorscale": POINTS}}
     else:
         few = sum(y is not None for y in series.y) <= 20 and None not in series.y
         trace |= {"mode": "lines+markers" if few and series.width >= 2 else "lines", "marker": {"size": 5}}

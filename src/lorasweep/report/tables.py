@@ -51,7 +51,8 @@ def leaderboard(material: Material) -> str:
     """The ranked trials, the first MOST_ROWS of them."""
     board = material.board
     rows = board.rows[:MOST_ROWS]
-    metrics = sorted({key for row in rows for key in row["metrics"]} - {board.metric})
+    logged = {key for row in rows for key in row["metrics"]} - {board.metric}
+    metrics = [*(key for key in METRICS if key in logged), *sorted(logged - set(METRICS))]  # those people ask for first
     facts = {key: title for key, title in FACTS.items() if any(row.get(key) is not None for row in rows)}
     head = ["rank", "trial", "state", board.metric, *SURE, *material.keys, *metrics]
     head += ["trainable", "total", "samples", "seconds", *facts.values(), "why"]
