@@ -59,7 +59,7 @@ class Chromium:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.process.terminate()
+        self.process.kill()  # nothing of its profile is needed again
         self.process.wait(timeout=30)
         os.close(self._in)
         os.close(self._out)

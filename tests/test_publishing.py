@@ -36,7 +36,7 @@ def test_notes_say_what_was_found_and_escape_what_users_name() -> None:
     assert "<script" not in note and "](javascript" not in note and "\n# big" not in note
     assert "0.9123 (0.8900 to 0.9300)" in note and "0.9000 (0.8700 to 0.9200) tied" in note
     assert "2 complete, 1 failed" in note and "0.001235" in note
-    assert f"[4](#/experiments/7/runs/{4:032x})" in note and "| 3 |" not in note
+    assert f"[4](#/experiments/7/runs/{4:032x}?workflowType=machine_learning)" in note and "| 3 |" not in note
     for key in VIEWS:
         assert f"viewStateShareKey={key}" in note
     assert "#/experiments/7/runs/r1/artifacts/report/report.html" in note

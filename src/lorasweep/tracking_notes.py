@@ -13,6 +13,7 @@ from typing import Any
 from lorasweep.tracking_view import VIEWS, fragment
 
 LONGEST_NOTE = 4_900  # characters; MLflow keeps 5,000 of a registered model's description
+MODE = "?workflowType=machine_learning"  # else the page turns to its GenAI mode
 MOST_ROWS = 10
 MOST_PARAMS = 6
 _MARKUP = re.compile(r"([\\`*_{}\[\]()#+!|~>-])")
@@ -46,7 +47,7 @@ def sweep_note(subject: Subject) -> str:
     views = " · ".join(f"[{name}](#{fragment(subject.experiment_id, key)})" for key, name in VIEWS.items())
     lines = [f"**Sweep {escape(subject.sweep)}**: {goals}. {told}.", "", views]
     if subject.report_run:
-        there = f"#/experiments/{subject.experiment_id}/runs/{subject.report_run}/artifacts/report/report.html"
+        there = f"#/experiments/{subject.experiment_id}/runs/{subject.report_run}/artifacts/report/report.html{MODE}"
         lines[-1] += f" · [Report]({there})"
     if subject.base or subject.data:
         lines += ["", f"Base {escape(subject.base) or 'unknown'}, data {escape(subject.data) or 'unknown'}."]
@@ -86,7 +87,7 @@ def _table(subject: Subject, count: int) -> str:
     for row in rows:
         trial = str(row["trial"])
         if row["run_id"]:
-            trial = f"[{trial}](#/experiments/{subject.experiment_id}/runs/{row['run_id']})"
+            trial = f"[{trial}](#/experiments/{subject.experiment_id}/runs/{row['run_id']}{MODE})"
         cells = [str(row["rank"]), trial, value_of(row), *(_short(row["params"].get(key)) for key in keys)]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -148,14 +148,15 @@ def _curves(shown: Shown) -> dict[str, Any]:
     names = list(dict.fromkeys([*shown.logged, *CURVES]))
     names = [name for name in names if not shown.metrics or name in shown.metrics or name in shown.logged]
     goal = (shown.logged or [shown.objectives[0][0]])[0]
-    curves, swept = _id("curves"), _id("swept values")
+    curves, across, swept = _id("curves"), _id("parallel coordinates"), _id("swept values")
     charts = [_line(name, CURVES.get(name, name), curves) for name in names]
     if shown.keys:
-        charts.append(_parallel([param_name(key) for key in shown.keys], shown.logged or [goal], swept))
+        charts.append(_parallel([param_name(key) for key in shown.keys], shown.logged or [goal], across))
         charts += [_scatter(param_name(key), goal, swept) for key in shown.keys[:MOST_SCATTERS]]
     sections = [
-        {"uuid": uuid_, "name": name, "display": True, "isReordered": True, "deleted": False, "isGenerated": False}
-        for uuid_, name in ((curves, "Curves"), (swept, "What the swept values did"))
+        _section(curves, "Curves", 2, 360),
+        _section(across, "From the swept values to the result", 1, 420),
+        _section(swept, "What the swept values did", 3, 320),
     ]
     return _leaderboard(shown) | {
         "compareRunCharts": charts,
@@ -168,6 +169,20 @@ def _curves(shown: Shown) -> dict[str, Any]:
 def _id(name: str) -> str:
     """An id that the page needs; the same for the same chart, so that a view that did not change is not written."""
     return str(uuid.uuid5(uuid.NAMESPACE_URL, f"lorasweep/{name}"))
+
+
+def _section(section: str, name: str, columns: int, height: int) -> dict[str, Any]:
+    """A foldable part of the page of charts, so many abreast; `height` in dots."""
+    return {
+        "uuid": section,
+        "name": name,
+        "display": True,
+        "isReordered": True,
+        "deleted": False,
+        "isGenerated": False,
+        "columns": columns,
+        "cardHeight": height,
+    }
 
 
 def _chart(kind: str, name: str, section: str, title: str) -> dict[str, Any]:

@@ -87,7 +87,7 @@ def _interval(ends: Any) -> str:
 
 def _tie(row: dict[str, Any]) -> str:
     """Whether a row may be as good as the first one."""
-    if row["rank"] is None or row.get("tied") is None:
+    if row["rank"] in (None, 1) or row.get("tied") is None:
         return ""
     return "tied" if row["tied"] else "worse"
 
