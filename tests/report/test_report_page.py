@@ -146,7 +146,8 @@ def test_the_models_table_says_before_and_after(made: tuple[SweepStudy, Folders]
     first = re.findall(r"<td[^>]*>(.*?)</td>", text)[: len(heads)]
     best = Material.read(*made).board.best
     assert best is not None
-    assert first[0] == "tiny_encoder" and first[3].startswith("lora r=8 alpha=16 on all-linear")
+    rank = best["params"]["adapter.r"]
+    assert first[0] == "tiny_encoder" and first[3].startswith(f"lora r={rank} alpha=16 on all-linear")
     assert first[7:9] == ["0.5000", f"{best['value']:.4f}"]
 
 

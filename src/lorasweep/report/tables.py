@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import html
 import math
+from dataclasses import asdict
 from typing import Any
 
 import yaml
@@ -149,14 +150,20 @@ def adapter_words(adapter: dict[str, Any]) -> str:
 
 
 def config_of(material: Material, trial: int) -> dict[str, Any]:
-    """A trial's whole config as its run keeps it; the sweep's own, where the run has none (any more)."""
-    from dataclasses import asdict
-
+    """A trial's whole config as its run keeps it; where the run has none here, the sweep's own with the trial's point,
+    which is the same but for groups that are swept as a whole."""
     run = material.records[trial].run_id
     found = material.folders.mlruns.glob(f"*/{run}/artifacts/config.yaml") if run.isalnum() else iter(())
     path = next(found, None)
     read = yaml.safe_load(path.read_text(encoding="utf-8")) if path is not None else None
-    return read if isinstance(read, dict) else asdict(material.study.config)
+    if isinstance(read, dict):
+        return read
+    config = asdict(material.study.config)
+    for key, value in material.records[trial].params.items():
+        group, _, name = key.partition(".")
+        if isinstance(config.get(group), dict) and name in config[group]:
+            config[group][name] = value
+    return config
 
 
 def before_of(material: Material, trial: int) -> dict[str, float]:
