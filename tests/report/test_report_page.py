@@ -13,6 +13,7 @@ import pytest
 
 from lorasweep import report
 from lorasweep.config.home import Folders
+from lorasweep.errors import StorageError
 from lorasweep.report.material import Material
 from lorasweep.search.study import SweepStudy
 from made_sweep import build
@@ -128,6 +129,12 @@ def test_pngs_of_all_pictures(made: tuple[SweepStudy, Folders], page: Read, tmp_
         with Image.open(path) as image:
             assert image.size == (792, 462)
             assert len(image.convert("L").getcolors() or []) > 8, f"{path.name} is empty"
+
+
+def test_a_place_that_cannot_be_written_is_told(made: tuple[SweepStudy, Folders], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="give --out FILE"):
+        report.attach(*made, out=tmp_path / "file" / "report.html")
 
 
 def test_a_sweep_without_a_result_has_a_page(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from lorasweep.config import compose
 from lorasweep.config.home import Folders, Home
+from lorasweep.errors import StorageError
 from lorasweep.live import format_seconds
 from lorasweep.report import cost, curves, objective, page, png, quality, space, tables
 from lorasweep.report.material import Material
@@ -37,16 +38,19 @@ def attach(study: SweepStudy, folders: Folders, out: Path | None = None) -> Path
     beside it (report-pictures), and both to the sweep's own MLflow run; returns the page's path.
 
     Raises:
-        StorageError: MLflow has no run of this sweep.
+        StorageError: the file cannot be written, or MLflow has no run of this sweep.
     """
     from lorasweep import tracking_files
 
     path = (out or folders.sweep(study.name) / "report.html").resolve()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sections = compile_sections(Material.read(study, folders))
-    path.write_text(_page(study, sections), encoding="utf-8")
+    path = path / "report.html" if path.is_dir() else path
     pictures = path.with_name(f"{path.stem}-pictures")
-    write_pictures([picture for section in sections for picture in section.pictures], pictures)
+    sections = compile_sections(Material.read(study, folders))
+    try:
+        tracking_files.write_text(path, _page(study, sections))
+        write_pictures([picture for section in sections for picture in section.pictures], pictures)
+    except OSError as error:
+        raise StorageError(f"the report cannot be written to {path}: {error.strerror}; give --out FILE") from error
     tracking_files.attach_to_sweep(folders, study.name, {"report/report.html": path, "report/pictures": pictures})
     return path
 
@@ -79,7 +83,7 @@ def write_pictures(pictures: list[Picture], folder: Path) -> None:
     """Draw the pictures as KEY.png into a folder, whose earlier pictures go."""
     if folder.is_dir():
         for old in folder.glob("*.png"):
-            old.unlink()
+            old.unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
     for picture in pictures:
         png.write(picture, folder / f"{picture.key}.png")

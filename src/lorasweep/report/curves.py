@@ -6,6 +6,8 @@ pictures: all trials (the best one marked), and the finalists apart. Neighbours:
 
 from __future__ import annotations
 
+import re
+
 from lorasweep.report.material import Curve, Material
 from lorasweep.report.pictures import BLUE, GREEN, PALETTE, Picture, Plot, Series
 
@@ -32,7 +34,7 @@ def pictures(material: Material) -> list[Picture]:
 
 
 def _key(metric: str, whose: str) -> str:
-    return f"curve-{metric.replace('/', '-')}-{whose}"
+    return f"curve-{re.sub(r'[^A-Za-z0-9_]+', '-', metric)}-{whose}"  # a file's name and an element's id
 
 
 def of_all(material: Material, metric: str, title: str) -> Plot | None:

@@ -5,6 +5,7 @@ Neighbours: `search.reader` (Optuna's importances), `material`, `pictures`.
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from lorasweep.report.material import MOST_POINTS, Material, some, some_note
@@ -77,7 +78,7 @@ def _axis(key: str, values: list[Any]) -> Axis:
 
 
 def _word(value: Any) -> str:
-    return value if isinstance(value, str) else repr(value)
+    return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
 def spans_decades(values: list[Any]) -> bool:

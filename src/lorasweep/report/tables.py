@@ -155,7 +155,10 @@ def config_of(material: Material, trial: int) -> dict[str, Any]:
     run = material.records[trial].run_id
     found = material.folders.mlruns.glob(f"*/{run}/artifacts/config.yaml") if run.isalnum() else iter(())
     path = next(found, None)
-    read = yaml.safe_load(path.read_text(encoding="utf-8")) if path is not None else None
+    try:
+        read = yaml.safe_load(path.read_text(encoding="utf-8")) if path is not None else None
+    except yaml.YAMLError:  # somebody edited the artifact
+        read = None
     if isinstance(read, dict):
         return read
     config = asdict(material.study.config)
