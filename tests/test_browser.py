@@ -132,12 +132,15 @@ def test_curves_open_as_charts_with_parallel_coordinates(served: str, browser: C
     browser.wait_for("What the swept values did", "mini 0", "train/loss", "eval/loss", "eval/roc_auc")
     browser.wait("document.querySelectorAll('.js-plotly-plot .scatterlayer .trace').length >= 4 * 6")
     keep(browser, "curves")
-    browser.ask(
-        "[...document.querySelectorAll('*')].filter((e) => e.scrollHeight > e.clientHeight + 50 &&"
-        " getComputedStyle(e).overflowY.match(/auto|scroll/)).forEach((e) => e.scrollTo(0, e.scrollHeight))"
-    )
-    browser.wait_for("Parallel Coordinates", "optimizer.lr vs. eval/accuracy")
-    browser.wait("document.querySelector('.parcoords, .parcoords-wrapper, svg .dimension, canvas') !== null")
+    for section, chart in (
+        ("From the swept values to the result", "Parallel Coordinates"),
+        ("What the swept values did", "optimizer.lr vs. eval/accuracy"),
+    ):  # charts are made when they come into sight
+        heads = f"[...document.querySelectorAll('*')].filter((one) => one.innerText?.trim().startsWith('{section}'))"
+        browser.ask(f"{heads}.at(-1).scrollIntoView()")
+        browser.wait_for(chart)
+        if chart == "Parallel Coordinates":
+            browser.wait("document.querySelector('.parcoords svg .dimension') !== null")
     keep(browser, "curves-below")
 
 
@@ -179,7 +182,7 @@ def test_the_report_draws_every_picture(home: Path, browser: Chromium) -> None:
 
 def test_a_click_on_a_head_sorts_the_reports_table(home: Path, browser: Chromium) -> None:
     browser.open((home / "mlruns" / "lorasweep" / "sweeps" / "mini" / "report.html").as_uri())
-    browser.wait("document.querySelector('#leaderboard th') !== null")
+    browser.wait("window.drawn !== undefined")  # the page's script has run
     head = "[...document.querySelectorAll('#leaderboard th')].find((one) => one.innerText === 'trial')"
     trials = "[...document.querySelectorAll('#leaderboard tbody tr')].map((row) => Number(row.children[1].innerText))"
     browser.ask(f"{head}.click()")
