@@ -160,9 +160,9 @@ def test_the_description_leads_to_views_and_report(served: str, browser: Chromiu
     keep(browser, "report-in-mlflow")
 
 
-def test_the_registered_model_has_its_alias(served: str, browser: Chromium) -> None:
+def test_the_registered_model_has_its_alias_and_description(served: str, browser: Chromium) -> None:
     browser.open(served.split("#", maxsplit=1)[0] + "#/models/reviews")
-    browser.wait_for("reviews", "champion", "Version 1")
+    browser.wait_for("reviews", "champion", "Version 1", "lorasweep predict models:/reviews@champion", "in sweep mini")
     keep(browser, "model")
 
 

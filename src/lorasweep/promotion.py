@@ -12,7 +12,7 @@ from dataclasses import replace
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
-from lorasweep import finalists, registry, results
+from lorasweep import finalists, publishing, registry, results
 from lorasweep.config import compose
 from lorasweep.config.home import Home
 from lorasweep.config.schema import GROUPS, Config
@@ -58,7 +58,9 @@ def promote(
     recorded = Recorded.read(folders, record.run_id)
     config = _as_recorded(recorded, study, overrides, home)
     candidate = make_candidate(recorded, record, config, results.read(folders, name, record.trial))
-    return registry.promote(folders, replace(candidate, why=why), model_name or name, force=force)
+    result = registry.promote(folders, replace(candidate, why=why), model_name or name, force=force)
+    publishing.describe_model(study, folders, model_name or name)
+    return result
 
 
 def _choose(study: SweepStudy, trial: int | None) -> tuple[TrialRecord, str]:

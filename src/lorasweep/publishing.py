@@ -30,7 +30,8 @@ def publish(study: SweepStudy, folders: Folders) -> None:
         return
     board = Leaderboard.of(study)
     best = {row["run_id"]: row["trial"] for row in board.rows if row["rank"] is not None and row["run_id"]}
-    first = dict(list(best.items())[:BEST_SHOWN])
+    repeated = any(row.get("finalist") for row in board.rows)  # the repeats' own runs carry the mark, and the originals
+    first = None if repeated else dict(list(best.items())[:BEST_SHOWN])
     note = sweep_note(_subject(study, board, place))
     tracking_publish.publish(folders, place, _shown(study, board), note, first)
 

@@ -94,11 +94,13 @@ def _table(subject: Subject, count: int) -> str:
 
 
 def value_of(row: dict[str, Any]) -> str:
-    """A row's value, with its interval where it has one."""
+    """A row's value, with its interval and what its repeats gave, where it has them."""
     interval = row.get("interval")
     near = f" ({interval[0]:.4f} to {interval[1]:.4f})" if interval else ""
     tied = " tied" if row.get("tied") and row["rank"] != 1 else ""
-    return f"{row['value']:.4f}{near}{tied}"
+    mean = (row.get("finalist") or {}).get("mean")
+    seeds = f", {mean:.4f} over {len(row['finalist']['values'])} fresh seeds" if mean is not None else ""
+    return f"{row['value']:.4f}{near}{seeds}{tied}"
 
 
 def _short(value: Any) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from lorasweep import spool
+from lorasweep.leaderboard_table import explained
 from lorasweep.records import TrialRecord
 from lorasweep.report.material import Material
 
@@ -54,8 +55,9 @@ def leaderboard(material: Material) -> str:
     rows = board.rows[:MOST_ROWS]
     logged = {key for row in rows for key in row["metrics"]} - {board.metric}
     metrics = [*(key for key in METRICS if key in logged), *sorted(logged - set(METRICS))]  # those people ask for first
+    seeds = ["mean over fresh seeds"] if any(row.get("finalist") for row in rows) else []
     facts = {key: title for key, title in FACTS.items() if any(row.get(key) is not None for row in rows)}
-    head = ["rank", "trial", "state", board.metric, *SURE, *material.keys, *metrics]
+    head = ["rank", "trial", "state", board.metric, *SURE, *seeds, *material.keys, *metrics]
     head += ["trainable", "total", "samples", "seconds", *facts.values(), "why"]
     cells = [
         [
@@ -65,6 +67,7 @@ def leaderboard(material: Material) -> str:
             row["value"],
             _interval(row.get("interval")),
             _tie(row),
+            *((row.get("finalist") or {}).get("mean") for _ in seeds),
             *(row["params"].get(key) for key in material.keys),
             *(row["metrics"].get(key) for key in metrics),
             row["trainable_params"],
@@ -78,8 +81,9 @@ def leaderboard(material: Material) -> str:
     ]
     kinds = ["best" if row["rank"] == 1 else row["state"] for row in rows]
     left = len(board.rows) - len(rows)
+    said = "".join(f"<p>{html.escape(line)}</p>" for line in explained(board))
     note = f"<p>And {left:,} more: <code>lorasweep leaderboard {html.escape(board.sweep)}</code></p>" if left else ""
-    return table(head, cells, kinds) + note
+    return table(head, cells, kinds) + note + said
 
 
 def _interval(ends: Any) -> str:
