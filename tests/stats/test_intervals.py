@@ -7,6 +7,7 @@ import pytest
 from scipy import stats as scipy_stats
 
 from lorasweep.stats.intervals import (
+    blocks,
     expanded_percentile,
     expanded_tail,
     interval,
@@ -41,10 +42,12 @@ def test_the_bootstrap_is_scipys_but_for_the_widening() -> None:
 
 
 def test_resamples_are_whole_and_the_same_each_time() -> None:
-    counts = resample_counts(50)
+    counts = resample_counts(50, 2000)
     assert counts.shape == (2000, 50) and (counts.sum(1) == 50).all()
-    assert (resample_counts(50) == counts).all() and not (resample_counts(50, 2000, seed=1) == counts).all()
-    assert len(resample_counts(20_000)) == 400  # a large validation set costs no more
+    resample_counts.cache_clear()
+    assert (resample_counts(50, 2000) == counts).all() and not (resample_counts(50, 2000, seed=1) == counts).all()
+    several = list(blocks(20_000, 130))  # a large validation set is never in memory as a whole
+    assert [len(block) for block in several] == [50, 50, 30] and not (several[0][:30] == several[2]).all()
 
 
 @pytest.mark.parametrize("share", [1e-3, 0.05, 0.5, 0.9])

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -17,6 +17,7 @@ LEVEL = 0.95  # of every interval that is shown
 RESAMPLES = 2000  # Hesterberg's advice for intervals is thousands
 WORK = 4_000_000  # resamples times rows at most, so that a large validation set costs no more
 FEWEST_RESAMPLES = 400
+BLOCK = 1_000_000  # resamples times rows that are in memory at once
 SEED = 20_260_101  # of the resamples: the same rows give the same interval on every machine
 
 
@@ -33,8 +34,9 @@ def interval(
         return None
     if kind_of(metric) == "accuracy" and results.probabilities.shape[1]:
         return wilson(int(results.correct.sum()), len(results), level)
-    weights = resample_counts(units)
-    return expanded_percentile(resampled(results, metric, weights, average, score), units, level)
+    count = max(FEWEST_RESAMPLES, min(RESAMPLES, WORK // units))
+    values = [resampled(results, metric, weights, average, score) for weights in blocks(units, count)]
+    return expanded_percentile(np.concatenate(values), units, level)
 
 
 def wilson(successes: int, count: int, level: float = LEVEL) -> tuple[float, float]:
@@ -49,18 +51,20 @@ def wilson(successes: int, count: int, level: float = LEVEL) -> tuple[float, flo
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def resample_counts(units: int, resamples: int | None = None, seed: int = SEED) -> Array:
+def blocks(units: int, resamples: int) -> Iterator[Array]:
+    """`resample_counts` of so many resamples, a block at a time: memory stays bounded for large validation sets."""
+    rows = max(1, BLOCK // units)
+    for place, start in enumerate(range(0, resamples, rows)):
+        yield resample_counts(units, min(rows, resamples - start), SEED + place)
+
+
+@functools.lru_cache(maxsize=4)  # every trial of a sweep asks for the same ones
+def resample_counts(units: int, resamples: int, seed: int = SEED) -> Array:
     """(resamples, units) how often each unit is drawn in each resample of the bootstrap (Efron, Annals of Statistics
-    7, 1979). The same for the same number of units, so that two models meet the same resamples."""
-    count = resamples or max(FEWEST_RESAMPLES, min(RESAMPLES, WORK // units))
-    return _counts(units, count, seed)
-
-
-@functools.lru_cache(maxsize=1)  # every trial of a sweep asks for the same ones
-def _counts(units: int, count: int, seed: int) -> Array:
-    drawn = np.random.default_rng(seed).integers(0, units, (count, units))
-    drawn += units * np.arange(count)[:, None]
-    counts = np.bincount(drawn.ravel(), minlength=count * units).reshape(count, units).astype(np.float32)
+    7, 1979). The same for the same numbers, so that two models meet the same resamples."""
+    drawn = np.random.default_rng(seed).integers(0, units, (resamples, units))
+    drawn += units * np.arange(resamples)[:, None]
+    counts = np.bincount(drawn.ravel(), minlength=resamples * units).reshape(resamples, units).astype(np.float32)
     counts.setflags(write=False)
     return counts
 

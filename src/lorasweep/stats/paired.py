@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from lorasweep.stats.intervals import expanded_percentile, nominal_tail, resample_counts
+from lorasweep.stats.intervals import blocks, expanded_percentile, nominal_tail
 from lorasweep.stats.scores import Results, Score, kind_of, resampled, units_of, value_of
 
 GATE_RESAMPLES = 10_000
@@ -122,8 +122,7 @@ def _bootstrap(
         return math.nan, None
     count = max(1000, min(GATE_RESAMPLES, GATE_WORK // units))
     differences = []
-    for part in range(0, count, 1000):  # a block at a time: memory stays bounded
-        weights = resample_counts(units, min(1000, count - part), seed=part + 1)
+    for weights in blocks(units, count):
         ours, theirs = (resampled(one, metric, weights, average, score) for one in (challenger, champion))
         differences.append(ours - theirs)
     values = np.concatenate(differences)
