@@ -5,6 +5,7 @@ All run in one process, because its imports are most of what they take.
 
 from __future__ import annotations
 
+import json
 import os
 import sqlite3
 from contextlib import closing
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from lorasweep import sweep
+from lorasweep import cli, sweep
 from lorasweep.models.baselines import Baseline
 
 SMALLER = ["scale=smoke", "scale.trials=2", "scale.max_steps=2", "scale.train_rows=16", "scale.eval_rows=8"]
@@ -54,6 +55,17 @@ def test_a_project_ends_in_a_leaderboard(project: str, ran: dict[str, list[dict[
     ]
     for row in rows:
         assert set(row["metrics"]) >= PROJECTS[project], row["params"]
+
+
+@pytest.mark.slow
+def test_a_smoke_test_is_found_by_the_sweeps_own_name(
+    ran: dict[str, list[dict[str, Any]]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = f"tracking.dir={ran['folder'][0]['path']}"
+    for words in (["scram"], ["scram", "scale=smoke"], ["scram-smoke"]):
+        assert cli.main(["leaderboard", *words, place, "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["sweep"] == "scram-smoke"
+    assert cli.main(["leaderboard", "quickstart", place]) == 2
 
 
 @pytest.mark.slow

@@ -49,6 +49,8 @@ def main(argv: list[str] | None = None) -> int:
         signal.signal(signal.SIGTERM, _leave)
     try:
         arguments, overrides = parse(words)
+        if getattr(arguments, "name", None) and arguments.run not in (_sweep, _plan):
+            arguments.name = _stored_name(arguments.name, overrides)
         return int(arguments.run(arguments, overrides))
     except LorasweepError as error:
         if as_json:
@@ -61,6 +63,20 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output left, as `head` does
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
         return 0
+
+
+def _stored_name(name: str, overrides: list[str]) -> str:
+    """A started sweep's name as it is stored: that of its smoke test with scale=smoke, and where there is no other."""
+    from lorasweep.config.compose import tracking_place
+    from lorasweep.config.home import Home
+    from lorasweep.config.scale import SUFFIX
+    from lorasweep.search.study import SweepStudy
+
+    small = name if name.endswith(SUFFIX) else f"{name}{SUFFIX}"
+    if "scale=smoke" in overrides:
+        return small
+    names = SweepStudy.names(tracking_place(overrides, Home.find()))
+    return small if name not in names and small in names else name
 
 
 def _leave(number: int, frame: FrameType | None) -> None:

@@ -77,8 +77,17 @@ def test_a_missing_objective_is_its_own_cause() -> None:
     assert isinstance(failed, Failed) and failed.cause == "objective" and "eval/nothing" in failed.message
 
 
+def test_a_prompted_task_of_classes_is_the_same_to_a_baseline() -> None:
+    prompted = Config()
+    prompted.task.kind = "instruct"
+    pack = BaselinePack(make_task(prompted, DATA.label_names), DATA, ObjectiveConfig())
+    pack.admit(0, trial())
+    evaluated, _ = pack.advance()
+    assert isinstance(evaluated, Evaluated) and evaluated.metrics["eval/accuracy"] == 1.0
+
+
 def test_tasks_of_texts_are_refused() -> None:
     task = make_task(Config(), DATA.label_names)
     task.answers = "texts"
-    with pytest.raises(ConfigError, match=r"task=classify alone.*adapter=none"):
+    with pytest.raises(ConfigError, match=r"predict classes.*adapter=none"):
         BaselinePack(task, DATA, ObjectiveConfig())

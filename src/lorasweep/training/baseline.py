@@ -47,16 +47,16 @@ class BaselinePack:
     """At most one baseline at a time, over the rows of one data set.
 
     Raises:
-        ConfigError: the task is not one of classes.
+        ConfigError: the task's answers are not classes.
     """
 
     engine = None
 
     def __init__(self, task: Task, data: SearchData, objective: ObjectiveConfig):
-        if task.head != "classification" or task.answers != "classes":
+        if task.answers != "classes":
             raise ConfigError(
-                "baselines of words (model.kind=bag_of_words, majority) serve task=classify alone; leave them out, or "
-                "compare with adapter=none, the pretrained model as it is"
+                "baselines of words (model.kind=bag_of_words, majority) predict classes, and the task's answers are "
+                "texts; leave them out, or compare with adapter=none, the pretrained model as it is"
             )
         self.task, self.data, self.objective = task, data, objective
         self._trial: _Trial | None = None
