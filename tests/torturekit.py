@@ -157,8 +157,9 @@ class Left:
     report: bool
 
 
-def left_by(home: Path, sweep: str = "mini", kind: str = "trial") -> Left:
-    """Read study, MLflow and what the kept checkpoints answered; of a sweep's trials, or of its finalists."""
+def left_by(home: Path, sweep: str = "mini", kind: str = "trial", database: Path | None = None) -> Left:
+    """Read study, MLflow and what the kept checkpoints answered; of a sweep's trials, or of its finalists. `database`:
+    that of the server which keeps the runs; None: the home's own."""
     from lorasweep import results
     from lorasweep.config.home import Folders
     from lorasweep.search.finals import FinalsStudy
@@ -174,17 +175,17 @@ def left_by(home: Path, sweep: str = "mini", kind: str = "trial") -> Left:
         trial["answers"] = hashlib.sha256(answers.read_bytes()).hexdigest() if answers.exists() else None
     runs: dict[int, list[dict[str, Any]]] = {}
     metrics: dict[int, dict[str, list[tuple[int, float]]]] = {}
-    with closing(sqlite3.connect(home / "mlflow.db")) as database:
+    with closing(sqlite3.connect(database or home / "mlflow.db")) as mlflow:
         tags: dict[str, dict[str, str]] = {}
-        for run_id, key, value in database.execute("select run_uuid, key, value from tags"):
+        for run_id, key, value in mlflow.execute("select run_uuid, key, value from tags"):
             tags.setdefault(run_id, {})[key] = value
-        for run_id, status in database.execute("select run_uuid, status from runs"):
+        for run_id, status in mlflow.execute("select run_uuid, status from runs"):
             own = tags.get(run_id, {})
             if own.get("lorasweep.sweep") == sweep and own["lorasweep.kind"] in (kind, "sweep"):
                 number = int(tags[run_id].get("lorasweep.trial", OWN))
                 run = {"id": run_id, "status": status, "state": tags[run_id]["lorasweep.state"]}
                 runs.setdefault(number, []).append(run)
-                rows = database.execute(
+                rows = mlflow.execute(
                     "select key, step, value from metrics where run_uuid = ? order by step, timestamp", (run_id,)
                 )
                 for key, step, value in rows:

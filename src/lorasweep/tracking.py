@@ -187,8 +187,9 @@ class Tracker:
         as `data.sources.SearchData`; `counts` has adapter, head, trainable and total parameters.
         """
         if not self._is_up():
+            state = "does not answer" if self.folders.server else "is busy"
             raise StorageError(
-                f"MLflow could not start trial {number} of sweep {self.sweep}: {place_of(self.folders)} is busy"
+                f"MLflow could not start trial {number} of sweep {self.sweep}: {place_of(self.folders)} {state}"
             )
         settings = {**flatten(config), **{param_name(key): text_of(value) for key, value in params.items()}}
         with readable_errors(f"start trial {number} of sweep {self.sweep}"):

@@ -24,8 +24,8 @@ PROBE_SECONDS = 1.0
 
 
 def limit_patience() -> None:
-    """Bound every request of this process's MLflow client."""
-    for name, value in LIMITS.items():
+    """Bound every request of this process's MLflow client, and keep it from printing an address for each run."""
+    for name, value in {**LIMITS, "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true"}.items():
         os.environ.setdefault(name, value)
 
 
