@@ -378,11 +378,11 @@ def _pause(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
 def _doctor(arguments: argparse.Namespace, overrides: list[str]) -> int:
     from lorasweep import doctor
-    from lorasweep.config.compose import tracking_folder
+    from lorasweep.config.compose import tracking_place
     from lorasweep.config.home import Home
 
     home = Home.find()
-    findings = doctor.examine(home, tracking_folder(overrides, home))
+    findings = doctor.examine(home, tracking_place(overrides, home))
     if arguments.json:
         _print_json(doctor.to_json(findings))
     else:

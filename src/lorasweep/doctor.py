@@ -19,6 +19,7 @@ from typing import Any
 import psutil
 
 from lorasweep.config.home import Folders, Home
+from lorasweep.errors import StorageError
 from lorasweep.launchers.local import available_cores
 
 NEEDED = ("torch", "transformers", "peft", "accelerate", "datasets", "evaluate", "hydra-core", "optuna", "mlflow")
@@ -36,9 +37,9 @@ class Finding:
     repair: str = ""
 
 
-def examine(home: Home, folder: Path) -> list[Finding]:
-    """Everything worth knowing before a sweep. `folder` is where mlflow.db and mlruns/ lie or will lie."""
-    return [*_versions(), *_devices(), *_storage(Folders(folder), folder), *_configs(home)]
+def examine(home: Home, folders: Folders) -> list[Finding]:
+    """Everything worth knowing before a sweep. `folders`: where its files and runs lie or will lie."""
+    return [*_versions(), *_devices(), *_storage(folders), *_configs(home)]
 
 
 def to_json(findings: list[Finding]) -> dict[str, Any]:
@@ -90,15 +91,25 @@ def _devices() -> list[Finding]:
     return found
 
 
-def _storage(folders: Folders, folder: Path) -> list[Finding]:
+def _storage(folders: Folders) -> list[Finding]:
+    folder = folders.tracking
     found = [_writable(folder)]
     free = shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists())).free
     found.append(
         Finding("disk", free > LOW_DISK_BYTES, f"{free / 2**30:.1f} GiB free at {folder}", "free some disk space")
     )
-    for name, path in (("tracking database", folders.mlflow_db), ("study database", folders.study_db)):
-        found.append(_database(name, path))
-    return found
+    found.append(_server(folders) if folders.server else _database("tracking database", folders.mlflow_db))
+    return [*found, _database("study database", folders.study_db)]
+
+
+def _server(folders: Folders) -> Finding:
+    from lorasweep.tracking_store import check_server
+
+    try:
+        check_server(folders)
+    except StorageError as error:
+        return Finding("tracking server", False, str(error), "start it, or mend `tracking.uri`")
+    return Finding("tracking server", True, str(folders.server))
 
 
 def _writable(folder: Path) -> Finding:
