@@ -19,13 +19,14 @@ if TYPE_CHECKING:
 
 TIMEOUT, RETRIES = "MLFLOW_HTTP_REQUEST_TIMEOUT", "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
 LIMITS = {TIMEOUT: "5", RETRIES: "1"}  # seconds for one answer; further tries
+QUIET = {"MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}
 UPLOAD_SECONDS = 120  # for the server to store a file
 PROBE_SECONDS = 1.0
 
 
-def limit_patience() -> None:
-    """Bound every request of this process's MLflow client, and keep it from printing an address for each run."""
-    for name, value in {**LIMITS, "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true"}.items():
+def tame_client() -> None:
+    """Bound every request of this process's MLflow client, and keep it from printing addresses and progress bars."""
+    for name, value in {**LIMITS, **QUIET}.items():
         os.environ.setdefault(name, value)
 
 

@@ -84,7 +84,7 @@ def open_client(folders: Folders) -> MlflowClient:
     from mlflow import MlflowClient
 
     if folders.server is not None:
-        tracking_server.limit_patience()
+        tracking_server.tame_client()
         return MlflowClient(tracking_uri=folders.server, registry_uri=folders.server)
     with readable_errors(f"open {folders.mlflow_db}"):
         _store(folders)
