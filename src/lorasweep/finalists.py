@@ -55,7 +55,8 @@ def _why(board: Leaderboard, row: dict[str, Any]) -> str:
     sure = "" if row["interval"] is None else f" (95% {row['interval'][0]:.4f} to {row['interval'][1]:.4f})"
     if found is not None and found["mean"] is not None:
         others = sum(bool(other["finalist"]) for other in board.rows)
-        why = f"the best mean of {metric} over {len(found['values'])} fresh seeds, {found['mean']:.4f}"
+        seeds = len(found["values"])
+        why = f"the best mean of {metric} over {seeds} fresh seed{'s' * (seeds > 1)}, {found['mean']:.4f}"
         if found["interval"] is not None:
             why += f" (95% {found['interval'][0]:.4f} to {found['interval'][1]:.4f})"
         why += f", among {others} finalists; its first look was {row['value']:.4f}{sure}"

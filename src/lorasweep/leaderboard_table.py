@@ -74,9 +74,10 @@ def explained(board: Leaderboard) -> list[str]:
     found = best.get("finalist") if best else None
     if best and found and found["mean"] is not None:
         seeds = len(found["values"])
+        over = f"its mean over {seeds} fresh seeds" if seeds > 1 else "a fresh seed"
         sure = "" if found["interval"] is None else f", 95% interval {_interval(found['interval'])}"
         lines.append(
-            f"trial {best['trial']} is first by its mean over {seeds} fresh seeds, {found['mean']:.4f}{sure}; its "
+            f"trial {best['trial']} is first by {over}, {found['mean']:.4f}{sure}; its "
             f"first look, {best['value']:.4f}, " + _overstated(found["overstated"])
         )
     return lines

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from scipy.special import ndtr, ndtri
 
-from lorasweep.stats import better, interval, mean_interval, tied_with_first, wilson
+from lorasweep.stats import better, interval, mean_interval, tied_with_first, value_of, wilson
 from lorasweep.stats import paired as paired_module
 from lorasweep.stats.many import TIE_LEVEL
 from lorasweep.stats.scores import Results
@@ -41,8 +41,6 @@ def binary_results(rng: np.random.Generator, rows: int, shift: float, positives:
 def truth(metric: str, shift: float) -> float:
     if metric == "roc_auc":
         return float(ndtr(2 * shift / (1.5 * np.sqrt(2))))
-    from lorasweep.stats.scores import value_of
-
     return value_of(binary_results(np.random.default_rng(99), 2_000_000, shift), metric)
 
 
@@ -97,14 +95,14 @@ def test_the_first_look_overstates_and_fresh_seeds_tell_the_truth() -> None:
     assert np.mean(first_covered) < 0.9  # which its own interval does not know of
 
 
-@pytest.mark.parametrize("kind", ["accuracy", "loss"])
+@pytest.mark.parametrize("kind", ["accuracy", "loss", "f1", pytest.param("roc_auc", marks=pytest.mark.slow)])
 def test_no_trial_as_good_as_the_first_is_called_worse(kind: str) -> None:
     """All trials are equally good: any that is not marked as tied is a false claim."""
     rng = np.random.default_rng(4)
     false_claims = 0
     for _ in range(SWEEPS):
         results = _equal_trials(rng, kind)
-        values = [one.correct.mean() if kind == "accuracy" else -one.unit_losses.mean() for one in results]
+        values = [value_of(one, kind) * (-1 if kind == "loss" else 1) for one in results]
         first = results.pop(int(np.argmax(values)))
         false_claims += bool((tied_with_first(first, results, kind) <= TIE_LEVEL).any())
     assert false_claims / SWEEPS <= TIE_LEVEL + 0.005
