@@ -69,6 +69,11 @@ def test_braces_of_rows_are_text_and_those_of_templates_may_be_doubled() -> None
     assert template.render(Row("{input} {", None, "")) == "{} {input} { | x, y:" and template.lead == " "
 
 
+def test_line_breaks_may_be_written_as_override_grammar_leaves_them() -> None:
+    one = Template(r"{input}\nSentiment: ", "", paired=False, labels=[], instructed=False)
+    assert one.render(Row("dull", None, "")) == "dull\nSentiment:"
+
+
 @pytest.mark.parametrize(
     ("template", "paired", "said"),
     [

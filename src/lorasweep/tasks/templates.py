@@ -64,7 +64,9 @@ class Template:
                 f"task.template={template!r} is neither the name of a template nor a text with slots; "
                 f"{nearest(template, TEMPLATES)}, or write a text with {{input}} in it"
             )
-        whole, short = TEMPLATES.get(template, (template, without_input))
+        # in override grammar a backslash and an n stay two characters
+        own = template.replace("\\n", "\n"), without_input.replace("\\n", "\n")
+        whole, short = TEMPLATES.get(template, own)
         self.labels = ", ".join(labels)
         self.slots = _slots(whole, "task.template")
         if not self.slots & {"input", *PARTS}:
