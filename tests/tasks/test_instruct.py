@@ -12,7 +12,8 @@ import torch
 from enginelab import assert_same_adapter, export_now, mixed_trials, peft_vector, run
 from lorasweep.models.base import load_tokenizer
 from lorasweep.models.builtin import resolve
-from lorasweep.training.evaluate import continue_prompts, evaluate
+from lorasweep.models.stream import RowStore
+from lorasweep.training.evaluate import Sheets, continue_prompts, evaluate, read_rows, shared_responses
 from lorasweep.training.slot import DataOrder
 from tasklab import (
     CAUSAL,
@@ -147,7 +148,7 @@ def trained_pack(family: str, causal_path: Any, tmp_path: Path, **changes: Any) 
 
 
 @pytest.mark.parametrize("how", ["sum", "mean"])
-@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "opt"])
+@pytest.mark.parametrize("family", ["mistral", "gpt2", "gemma2", "opt"])
 def test_scores_equal_a_loop_of_single_forwards(family: str, how: str, causal_path: Any, tmp_path: Path) -> None:
     pack, trials, models = trained_pack(family, causal_path, tmp_path, task__score=how)
     one, split = trials[0], texts(9, seed=9)
@@ -176,13 +177,33 @@ def test_scores_equal_a_loop_of_single_forwards(family: str, how: str, causal_pa
     )
 
 
+@pytest.mark.parametrize("ends", [True, False])
+def test_responses_behind_a_shared_prompt_lose_what_whole_rows_do(ends: bool, causal_path: Any, tmp_path: Path) -> None:
+    """Also where a response is a single token, which nothing is read of but the prompt; chunks of every size."""
+    pack, trials, _ = trained_pack("gemma2", causal_path, tmp_path)
+    tokenizer, slots = load_tokenizer(trials[0].model), pack.roster.held
+    tokenizer.eos_token = tokenizer.eos_token if ends else None
+    exam = pack.task.exam(texts(9, seed=9), tokenizer, trials[0].data, None)
+    stores = [RowStore(rows, 0, pack.base.device, causal=True) for rows in (exam.rows, exam.prompts)]
+    sheets = Sheets(exam, *stores)
+    shared = shared_responses(pack.engine, sheets, slots)
+    assert shared is not None and (int(stores[0].units.min()) == 1) != ends
+    whole = [sitting.losses for sitting in read_rows(pack.engine, pack.task, sheets.rows, slots, 500, pack.lanes)]
+    for tokens in (50, 200, 5000):
+        outcomes = continue_prompts(pack.engine, pack.task, sheets, slots, tokens, pack.lanes, shared)
+        for outcome, losses in zip(outcomes, whole, strict=True):
+            np.testing.assert_allclose(outcome.losses, losses, atol=1e-5)
+            assert not any(outcome.written)
+
+
 @pytest.mark.parametrize("family", [*CAUSAL, *PADDED])
 def test_generation_of_a_pack_equals_transformers_one_by_one(family: str, causal_path: Any, tmp_path: Path) -> None:
     changes = {"task__predict": "generate", "task__max_new_tokens": 12, "data__max_length": 60}
     pack, trials, models = trained_pack(family, causal_path, tmp_path, **changes)
     split, tokenizer = texts(9, seed=9), load_tokenizer(trials[0].model)
-    exam, prompts = pack.sheets.exam, pack.sheets.prompts
-    results = continue_prompts(pack.engine, exam, prompts, pack.roster.held, 150, pack.lanes)
+    exam = pack.sheets.exam
+    outcomes = continue_prompts(pack.engine, pack.task, pack.sheets, pack.roster.held, 150, pack.lanes)
+    results = [outcome.written for outcome in outcomes]
     lengths = set()
     for answers, model in zip(results, models, strict=True):
         wanted = []

@@ -1,4 +1,6 @@
-"""Greedy continuation of prompts: what was read is kept as keys and values, and each step adds one token a row.
+"""What comes after a prompt: responses that are given, to score them, and tokens that are chosen, one at a time.
+
+A prompt is read once, and its keys and values are kept for all that follows it.
 
 On a token stream the rows of all slots take their steps together, (1, rows), and attention looks into `KeyValues`;
 bases without a stream are padded on the left and keep transformers' own cache. Frozen layers are computed anew: what
@@ -13,6 +15,7 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.nn.functional import scaled_dot_product_attention
 
 from lorasweep.models.stream import Batch, Segment
 from lorasweep.models.transfer import to_device
@@ -23,8 +26,8 @@ if TYPE_CHECKING:
 
 @dataclass
 class StepBatch:
-    """One new token for each row, as `Batch` says it: ids and positions are (1, rows), or (rows, 1) where padded.
-    token_bounds and row_bounds are the same: each segment's rows."""
+    """New tokens behind what a cache holds, as `Batch` says it. One for each row: ids and positions are (1, rows), or
+    (rows, 1) where padded; of branches (1, tokens). token_bounds and row_bounds are the same: each segment's tokens."""
 
     segments: list[Segment]
     ids: torch.Tensor
@@ -39,7 +42,7 @@ class StepBatch:
 
     @property
     def token_bounds(self) -> list[tuple[int, int]]:
-        """Each segment's tokens: one a row."""
+        """Each segment's tokens."""
         return self.row_bounds
 
 
@@ -50,13 +53,15 @@ class KeyValues:
     def __init__(self, batch: Batch, new_tokens: int):
         """Room for the rows of a prompt batch and so many tokens more."""
         self.lengths = to_device(batch.lengths, batch.device)
-        self.room = int(batch.lengths.max()) + new_tokens
+        self.width = int(batch.lengths.max())  # of what is looked at
+        self.room = self.width + new_tokens
         row = torch.repeat_interleave(torch.arange(len(batch.lengths)), batch.lengths)
         starts = torch.cumsum(batch.lengths, 0) - batch.lengths
         place = torch.arange(len(row)) - torch.repeat_interleave(starts, batch.lengths)
         self.rows, self.places = to_device(row, batch.device), to_device(place, batch.device)
         self.tokens = to_device(batch.token_at, batch.device) if batch.gaps else None
         self.stepping = False
+        self.branches: Branches | None = None
         self._layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self._masks: dict[Any, torch.Tensor] = {}
 
@@ -82,24 +87,23 @@ class KeyValues:
         softcap: float | None,
     ) -> torch.Tensor:
         """Add each row's new token and let it look at all before it: query (rows, heads, dim), key and value (rows, kv
-        heads, dim) -> (rows, heads, dim)."""
+        heads, dim) -> (rows, heads, dim). Of branches likewise, (tokens, …)."""
         keys, values = self._layers[id(layer)]
+        if self.branches is not None:
+            branches, width = self.branches, self.width
+            k, v = (
+                torch.cat([kept[:, :, :width].index_select(0, branches.parents), branches.pad(own)], 2)
+                for kept, own in ((keys, key), (values, value))
+            )
+            mask = branches.mask(width, window, query.dtype)
+            out = _attend(branches.pad(query), k, v, mask=mask, scaling=scaling, softcap=softcap)
+            return out.transpose(1, 2).flatten(0, 1).index_select(0, branches.scatter)
         at = torch.arange(len(keys), device=keys.device)
         keys[at, :, self.lengths], values[at, :, self.lengths] = key, value
         mask = self._mask(window, query.dtype)
         width = mask.shape[-1]
-        q, k, v = query[:, :, None], keys[:, :, :width], values[:, :, :width]
-        if softcap is None:
-            from torch.nn.functional import scaled_dot_product_attention
-
-            out = scaled_dot_product_attention(
-                q, k, v, attn_mask=mask, scale=scaling, enable_gqa=k.shape[1] != q.shape[1]
-            )
-            return out[:, :, 0]
-        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
-        scores = torch.matmul(q, k.mT) * (q.shape[-1] ** -0.5 if scaling is None else scaling)
-        scores = torch.tanh(scores / softcap) * softcap + mask
-        return torch.matmul(torch.softmax(scores, -1, dtype=torch.float32).to(v.dtype), v)[:, :, 0]
+        k, v = keys[:, :, :width], values[:, :, :width]
+        return _attend(query[:, :, None], k, v, mask=mask, scaling=scaling, softcap=softcap)[:, :, 0]
 
     def _mask(self, window: int | None, dtype: torch.dtype) -> torch.Tensor:
         """Additive (rows, 1, 1, longest): what each row's new token may look at."""
@@ -118,6 +122,16 @@ class KeyValues:
         self.stepping, self.width = True, width
         self._masks.clear()
 
+    def begin_branches(self, parents: torch.Tensor, lengths: torch.Tensor) -> Branches:
+        """Given responses come: see `Branches`. They leave nothing behind."""
+        self.stepping = True
+        self.branches = Branches(self, parents, lengths)
+        return self.branches
+
+    def end_branches(self) -> None:
+        """The responses have been read."""
+        self.stepping, self.branches = False, None
+
     def end_step(self) -> None:
         """All layers have seen the new tokens."""
         self.lengths = self.lengths + 1
@@ -131,12 +145,73 @@ class KeyValues:
         }
 
 
+class Branches:
+    """Given responses behind the prompts of a cache, all at once: each sees its prompt and itself alone.
+
+    parents (branches,): the cached row that each follows; lengths (branches,): its tokens, at least one. The tokens of
+    all branches lie end to end in the stream, in `positions` (tokens,) of their rows.
+    """
+
+    def __init__(self, cache: KeyValues, parents: torch.Tensor, lengths: torch.Tensor):
+        device = cache.lengths.device
+        longest = int(lengths.max())
+        place = torch.arange(longest)[None]
+        starts = torch.cumsum(lengths, 0) - lengths
+        inside = place < lengths[:, None]
+        self.gather = to_device((starts[:, None] + torch.minimum(place, (lengths - 1)[:, None])).flatten(), device)
+        self.scatter = to_device(inside.flatten().nonzero().squeeze(1), device)
+        self.parents, self.longest = to_device(parents, device), longest
+        self.before = cache.lengths.index_select(0, self.parents)  # (branches,) tokens of each prompt
+        within = to_device(place.expand(len(lengths), -1)[inside], device)
+        self.positions = torch.repeat_interleave(self.before, to_device(lengths, device)) + within
+        self._masks: dict[Any, torch.Tensor] = {}
+
+    def pad(self, x: torch.Tensor) -> torch.Tensor:
+        """(tokens, heads, dim) -> (branches, heads, longest, dim); padding reads a token of its own branch."""
+        return x.index_select(0, self.gather).unflatten(0, (-1, self.longest)).transpose(1, 2)
+
+    def mask(self, width: int, window: int | None, dtype: torch.dtype) -> torch.Tensor:
+        """Additive (branches, 1, longest, width + longest): of the prompt what is there, of itself what came before."""
+        key = (width, window, dtype)
+        if key not in self._masks:
+            device = self.before.device
+            own = torch.arange(self.longest, device=device)
+            at = self.before[:, None] + own[None]  # (branches, longest) positions
+            place = torch.arange(width, device=device)[None].expand(len(self.before), -1)
+            keys = torch.cat([place, at], 1)[:, None]  # (branches, 1, width + longest) positions
+            there = torch.cat([place < self.before[:, None], torch.ones_like(at, dtype=torch.bool)], 1)[:, None]
+            allowed = there & (keys <= at[:, :, None])
+            if window is not None:
+                allowed &= keys > at[:, :, None] - window
+            mask = torch.zeros(allowed.shape, dtype=dtype, device=device)
+            self._masks[key] = mask.masked_fill_(~allowed, torch.finfo(dtype).min)[:, None]
+        return self._masks[key]
+
+
 class PaddedCache:
     """What a base without a stream keeps: transformers' own cache over rows that are padded on the left."""
 
     def __init__(self) -> None:
         self.theirs: Any = None
         self.mask: torch.Tensor | None = None  # (rows, tokens so far)
+
+
+def _attend(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    *,
+    mask: torch.Tensor,
+    scaling: float | None,
+    softcap: float | None,
+) -> torch.Tensor:
+    """q (rows, heads, new, dim), k and v (rows, kv heads, all, dim) -> (rows, heads, new, dim)."""
+    if softcap is None:
+        return scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scaling, enable_gqa=k.shape[1] != q.shape[1])
+    k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
+    scores = torch.matmul(q, k.mT) * (q.shape[-1] ** -0.5 if scaling is None else scaling)
+    scores = torch.tanh(scores / softcap) * softcap + mask
+    return torch.matmul(torch.softmax(scores, -1, dtype=torch.float32).to(v.dtype), v)
 
 
 def bytes_per_token(base: LoadedBase) -> int:

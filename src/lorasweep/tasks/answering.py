@@ -94,6 +94,7 @@ class Answering:
             extras = {
                 "is_right": [response == right[at] for at, own in enumerate(wanted) for response in own],
                 "is_none": [response == self.task.no_answer for own in wanted for response in own],
+                "prompt": [at for at, own in enumerate(wanted) for _ in own],
             }
             return supervised(
                 rows,

@@ -46,8 +46,9 @@ References = Any  # (rows,) int64, or list[list[str]]
 @dataclass(frozen=True)
 class Exam:
     """What an evaluation asks of every trial. `rows` are read once for losses and scores; `prompts` are continued by at
-    most `max_new_tokens` tokens, which `decode` turns into text; None: nothing is generated. `references` are in the
-    order of the split, however many rows each of its rows became."""
+    most `max_new_tokens` tokens, which `decode` turns into text; 0: nothing is generated. Where there are prompts, each
+    of the rows begins with one of them, the number of which is its `extras["prompt"]`. `references` are in the order of
+    the split, however many rows each of its rows became."""
 
     rows: Encoded
     references: References

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-FORMAT = "1"  # of prompts and exams; a change makes cached ones stale
+FORMAT = "2"  # of prompts and exams; a change makes cached ones stale
 
 
 def token_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

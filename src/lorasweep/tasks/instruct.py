@@ -119,7 +119,11 @@ class Instruct:
             rows = [(one.prompt, response) for one in laid for response in one.responses]
             is_right = [response == right[at] for at, own in enumerate(wanted) for response in own]
             notes = cut_notes(laid, "validation rows", data_cfg.max_length)
-            extras = {"is_right": torch.tensor(is_right, dtype=torch.int64)}
+            owner = [at for at, own in enumerate(wanted) for _ in own]
+            extras = {
+                "is_right": torch.tensor(is_right, dtype=torch.int64),
+                "prompt": torch.tensor(owner, dtype=torch.int64),
+            }
             return supervised(rows, sum(one.cut for one in laid), extras=extras, notes=notes)
 
         def build_prompts() -> Encoded:
@@ -129,9 +133,7 @@ class Instruct:
         return Exam(
             rows=self._cached(split, tokenizer, data_cfg, cache, key, build),
             references=self.references(split),
-            prompts=self._cached(split, tokenizer, data_cfg, cache, f"{key}-prompts", build_prompts)
-            if generated
-            else None,
+            prompts=self._cached(split, tokenizer, data_cfg, cache, f"{key}-prompts", build_prompts),
             max_new_tokens=reserve,
             end_ids=end_ids(tokenizer),
             decode=decoder_of(tokenizer),

@@ -15,7 +15,7 @@ import torch
 from lorasweep.models.stream import RowStore, Segment
 from lorasweep.tasks.base import Answers, Predictions, References, Sitting
 from lorasweep.training.ahead import compute_ahead
-from lorasweep.training.generate import generate, tokens_at_most
+from lorasweep.training.generate import Outcome, Plan, Responses, answer_prompts, tokens_at_most
 from lorasweep.training.lanes import Lanes
 from lorasweep.training.sheet import Sheet
 
@@ -59,37 +59,60 @@ def evaluate(
 def _evaluate_together(
     engine: Engine, task: Task, sheets: Sheets, slots: list[Slot], tokens_per_forward: int, lanes: Lanes
 ) -> list[tuple[dict[str, float], Sheet]]:
-    results = []
-    sittings = _read_rows(engine, task, sheets.rows, slots, tokens_per_forward, lanes)
-    if sheets.prompts is not None:
-        answers = continue_prompts(engine, sheets.exam, sheets.prompts, slots, tokens_per_forward, lanes)
-        sittings = [replace(sitting, generated=own) for sitting, own in zip(sittings, answers, strict=True)]
+    results, exam = [], sheets.exam
+    outcomes = None
+    shared = shared_responses(engine, sheets, slots)
+    if sheets.prompts is not None and (exam.max_new_tokens or shared is not None):
+        outcomes = continue_prompts(engine, task, sheets, slots, tokens_per_forward, lanes, shared)
+    if outcomes is not None and shared is not None:
+        units = shared.rows.units.numpy()
+        sittings = [Sitting(None, outcome.losses.numpy(), units) for outcome in outcomes if outcome.losses is not None]
+    else:
+        sittings = read_rows(engine, task, sheets.rows, slots, tokens_per_forward, lanes)
+    if outcomes is not None and exam.max_new_tokens:
+        sittings = [replace(one, generated=own.written) for one, own in zip(sittings, outcomes, strict=True)]
     for sitting in sittings:
         predictions, losses = task.read(sheets.exam, sitting)
         results.append((task.metrics(predictions, sheets.exam.references, losses), Sheet(predictions, losses)))
     return results
 
 
+def shared_responses(engine: Engine, sheets: Sheets, slots: list[Slot]) -> Responses | None:
+    """The exam's rows as responses to its prompts, where that saves reading prompts again and again; None where rows
+    are read whole: without a token stream, and where frozen layers are cached, of whole rows."""
+    exam, prompts = sheets.exam, sheets.prompts
+    if prompts is None or not engine.base.stream or any(engine.depth(slot.index, False) for slot in slots):
+        return None
+    if len(sheets.rows) <= len(prompts) and not exam.max_new_tokens:
+        return None
+    return Responses(sheets.rows, exam.rows.extras["prompt"], prompts)
+
+
 def continue_prompts(
-    engine: Engine, exam: Exam, store: RowStore, slots: list[Slot], tokens_per_forward: int, lanes: Lanes
-) -> list[list[list[int]]]:
-    """What each slot writes after each prompt."""
+    engine: Engine,
+    task: Task,
+    sheets: Sheets,
+    slots: list[Slot],
+    tokens_per_forward: int,
+    lanes: Lanes,
+    responses: Responses | None = None,
+) -> list[Outcome]:
+    """What each slot writes after each prompt of the exam, and the losses of its given `responses`."""
+    store, exam = sheets.prompts, sheets.exam
+    assert store is not None, "the exam has no prompts"
     order = torch.argsort(store.lengths, stable=True)
     rows_at_most = min(slot.config.train.eval_batch_size for slot in slots)
     room = tokens_at_most(engine.base, tokens_per_forward)
-    chunks = _chunks(order, store.lengths[order] + exam.max_new_tokens, rows_at_most, max(1, room // len(slots)))
-    return generate(
-        engine,
-        store,
-        [slot.index for slot in slots],
-        chunks[::-1],  # the long ones first, so that lanes end together
-        max_new_tokens=exam.max_new_tokens,
-        end_ids=exam.end_ids,
-        lanes=lanes,
-    )
+    sizes = store.lengths + exam.max_new_tokens
+    if responses is not None:
+        sizes = torch.maximum(sizes, store.lengths + responses.longest_of_prompt)
+    chunks = _chunks(order, sizes[order], rows_at_most, max(1, room // len(slots)))
+    plan = Plan(task, responses, exam.max_new_tokens, exam.end_ids)
+    indexes = [slot.index for slot in slots]
+    return answer_prompts(engine, store, indexes, chunks[::-1], plan, lanes)  # the long first: lanes end together
 
 
-def _read_rows(
+def read_rows(
     engine: Engine, task: Task, store: RowStore, slots: list[Slot], tokens_per_forward: int, lanes: Lanes
 ) -> list[Sitting]:
     """Outputs and losses of every row's units, in the rows' order, for each slot."""
