@@ -40,8 +40,8 @@ def test_four_classes() -> None:
     loaded = load_search_data(DataConfig(kind="demo_reviews", classes=4, demo_rows=80))
     assert loaded.label_names == ["negative", "positive", "neutral", "mixed"]
     assert set(loaded.train.labels) == {0, 1, 2, 3}
-    with pytest.raises(DataError, match=r"data\.classes=3: demo_reviews has 2 classes .* or 4"):
-        load_search_data(DataConfig(kind="demo_reviews", classes=3))
+    with pytest.raises(DataError, match=r"data\.classes=5: demo_reviews has 2 classes .* or 4"):
+        load_search_data(DataConfig(kind="demo_reviews", classes=5))
 
 
 def test_carved_splits_are_disjoint_stratified_and_sealed(tmp_path: Path) -> None:
