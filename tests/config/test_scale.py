@@ -63,6 +63,29 @@ def test_a_folder_tells_its_family(home: Home, tmp_path: Path) -> None:
     assert compose(["scale=smoke", "model=hf", f"model.path={tmp_path}"], home=home).model.path == "smoke:qwen2"
 
 
+@pytest.mark.parametrize(
+    ("path", "family"),
+    [
+        ("distilbert/distilbert-base-uncased", "distilbert"),
+        ("google-bert/bert-base-uncased", "bert"),
+        ("meta-llama/Llama-3.2-1B", "llama"),
+        ("google/gemma-2-2b-it", "gemma2"),
+        ("google/gemma-2b", "gemma"),
+        ("openai-community/gpt2", "gpt2"),
+        ("Qwen/Qwen2.5-0.5B", "qwen2"),
+        ("FacebookAI/xlm-roberta-base", "roberta"),
+    ],
+)
+def test_most_names_tell_the_family(path: str, family: str, home: Home) -> None:
+    assert compose(["scale=smoke", "model=hf", f"model.path={path}"], home=home).model.path == f"smoke:{family}"
+
+
+@pytest.mark.parametrize("path", ["albert/albert-base-v2", "microsoft/deberta-v3-base", "someone/something"])
+def test_other_families_are_not_taken_for_one_of_ours(path: str, home: Home) -> None:
+    with pytest.raises(ConfigError, match=r"tells none; set `model.family`"):
+        compose(["scale=smoke", "model=hf", f"model.path={path}"], home=home)
+
+
 def test_an_unknown_family_is_asked_for(home: Home) -> None:
     with pytest.raises(ConfigError, match=r"scale=smoke needs the model's family.*set `model.family` to one of bert"):
         compose(["scale=smoke", "model=hf", "model.path=someone/something"], home=home)

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+from itertools import pairwise
 from pathlib import Path
 
 from lorasweep.config.schema import TRANSFORMER, Config, DataConfig, ModelConfig
@@ -47,6 +49,7 @@ def _shrink_model(model: ModelConfig) -> None:
         stored = json.loads(settings.read_text(encoding="utf-8"))
         family = stored.get("model_type", "")
         has_head = any("ForSequenceClassification" in name for name in stored.get("architectures") or [])
+    family = family or _family_in(model.path)
     if family not in FAMILIES:
         said = f"`model.family={family}` is none that it can build" if family else f"model.path={model.path} tells none"
         raise ConfigError(
@@ -55,6 +58,14 @@ def _shrink_model(model: ModelConfig) -> None:
         )
     model.name = model.name or Path(model.path).name
     model.path, model.revision, model.trust_remote_code = f"{PREFIX}{family}{'+head' if has_head else ''}", None, False
+
+
+def _family_in(path: str) -> str:
+    """The family that a checkpoint's name says, as most do: distilbert-base-uncased, Llama-3.2-1B, gemma-2-2b-it; empty
+    where it says none."""
+    words = re.findall(r"[a-z]+|\d+[a-z]*", path.lower())
+    pairs = [first + second for first, second in pairwise(words)]  # gpt 2, gemma 2, qwen 2
+    return next((name for name in sorted(FAMILIES, key=len, reverse=True) if name in (*pairs, *words)), "")
 
 
 def _shrink_data(config: Config) -> None:

@@ -55,7 +55,8 @@ class ModelConfig:
     path: str = option("", "a Hugging Face hub id, a local directory, or `builtin:NAME` for a base that ships with us")
     revision: str | None = option(None, "hub revision (branch, tag or commit); null: the default branch")
     family: str = option(
-        "", "architecture, as config.json's model_type; scale=smoke needs it where `path` is no folder here"
+        "",
+        "architecture, as config.json's model_type; scale=smoke needs it where folder and name do not tell it",
     )
     has_head: bool = option(
         False, "the checkpoint has a classification head of its own; scale=smoke then builds one with its small base"
