@@ -83,6 +83,7 @@ class Tracker:
         self._open: dict[int, _OpenTrial] = {}
         self._ending: dict[int, _OpenTrial] = {}  # ended here, not yet in MLflow
         self._failed_at: float | None = None  # time.monotonic() of MLflow's last failure, None since a success
+        self._failures = 0  # of MLflow in a row
         self._ask_after_seconds = RETRY_SECONDS
 
     @property
@@ -227,12 +228,15 @@ class Tracker:
             trial.spool.sync()
             if not send and (time.monotonic() - trial.sent_at < self.send_every_seconds or not self._is_up()):
                 continue
+            began = time.monotonic()
             try:
                 self._send(key, trial)
             except StorageError as error:
                 if send:
                     raise
-                self._wait_after(error)
+                self._wait_after(error, began)
+            else:
+                self._failures = self._failures if self._ending else 0  # an end may still fail where metrics do not
 
     def _is_up(self) -> bool:
         """Whether a write may be tried: one that failed is asked quickly first, and so seldom that training does not
@@ -244,10 +248,16 @@ class Tracker:
             self._ask_after_seconds = max(RETRY_SECONDS, (time.monotonic() - asked_at) / SHARE_FOR_ASKING)
         return self._failed_at is None
 
-    def _wait_after(self, error: StorageError) -> None:
-        where = self.series.spool
-        log.warning("%s. Training goes on; what it reports waits in %s and is sent later", error, where)
-        self._failed_at, self._ask_after_seconds = time.monotonic(), RETRY_SECONDS
+    def _wait_after(self, error: StorageError, began: float) -> None:
+        """`began`: time.monotonic() before what failed."""
+        if not self._failures:
+            where = self.series.spool
+            log.warning("%s. Training goes on; what it reports waits in %s and is sent later", error, where)
+        now = time.monotonic()
+        self._ask_after_seconds = min(RETRY_SECONDS * 2**self._failures, RETRY_AT_LATEST_SECONDS)
+        if self._failures:  # again: not before the time that it cost is a small share
+            self._ask_after_seconds = max(self._ask_after_seconds, (now - began) / SHARE_FOR_ASKING)
+        self._failed_at, self._failures = now, self._failures + 1
 
     def finish_trial(self, number: int, record: TrialRecord, artifacts: dict[str, Path]) -> None:
         """End the trial's run in the record's state, with everything it holds.
@@ -305,6 +315,7 @@ class Tracker:
         for number, trial in list(self._ending.items()):
             ending = trial.spool.ending
             assert ending is not None
+            began = time.monotonic()
             try:
                 self._send(number, trial, ending.tags)
                 with readable_errors(f"end the run of trial {number} of sweep {self.sweep}"):
@@ -313,11 +324,12 @@ class Tracker:
             except StorageError as error:
                 if insist:
                     raise
-                self._wait_after(error)
+                self._wait_after(error, began)
                 return
             trial.spool.confirm_end()
             trial.spool.close()
             del self._ending[number]
+            self._failures = 0
 
     def take_up_ends(self) -> None:
         """Find the ends that a dead process could not pass on; `close` passes them on."""
@@ -375,6 +387,7 @@ class Tracker:
 
 
 RETRY_SECONDS = 2.0  # between questions whether MLflow, once it failed, is back
+RETRY_AT_LATEST_SECONDS = 60.0  # where it answers, and fails again and again
 SHARE_FOR_ASKING = 0.05  # of the time at most, where the answer takes long
 
 

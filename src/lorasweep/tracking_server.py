@@ -8,6 +8,7 @@ A user's own MLFLOW_HTTP_REQUEST_… in the environment wins. Neighbours: `track
 from __future__ import annotations
 
 import os
+import ssl
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 TIMEOUT, RETRIES = "MLFLOW_HTTP_REQUEST_TIMEOUT", "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
 LIMITS = {TIMEOUT: "5", RETRIES: "1"}  # seconds for one answer; further tries
 QUIET = {"MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}
-UPLOAD_SECONDS = 120  # for the server to store a file
+UPLOAD_SECONDS = 60  # for the server to store a file
 PROBE_SECONDS = 1.0
 
 
@@ -39,8 +40,8 @@ def asked_once() -> Iterator[None]:
 
 @contextmanager
 def patient() -> Iterator[None]:
-    """Requests in here carry files."""
-    with _set(TIMEOUT, str(max(UPLOAD_SECONDS, int(os.environ.get(TIMEOUT, "0"))))):
+    """Requests in here carry files: they may take longer, once."""
+    with _set(TIMEOUT, str(max(UPLOAD_SECONDS, int(os.environ.get(TIMEOUT, "0"))))), asked_once():
         yield
 
 
@@ -50,6 +51,8 @@ def answers(server: str) -> bool:
         urllib.request.urlopen(f"{server}/health", timeout=PROBE_SECONDS).close()
     except urllib.error.HTTPError as error:
         return error.code < 500  # also one that asks for a login first
+    except urllib.error.URLError as error:
+        return isinstance(error.reason, ssl.SSLError)  # MLflow's client may have been told to trust it
     except (OSError, ValueError):
         return False
     return True
