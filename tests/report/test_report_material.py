@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from lorasweep import spool
 from lorasweep.config.home import Folders
 from lorasweep.config.schema import TrainConfig
-from lorasweep.report import cost
+from lorasweep.report import cost, objective, tables
 from lorasweep.report.material import Material, read_curves, some, thin
 from lorasweep.report.plotly_page import log_marks, short
 from made_sweep import build
@@ -53,6 +53,23 @@ def test_pruning_saves_what_was_planned_and_not_seen(tmp_path: Path) -> None:
     assert f"{len(pruned)} pruned trials left {left:,}" in saving.rests_on
     money = next(one for one in cost.savings(material) if one.what == "cost")
     assert float(money.figure) == pytest.approx(2.5 * 60 * 0.7 / 3600, abs=0.005)
+
+
+def test_finalists_stand_beside_what_the_search_had(tmp_path: Path) -> None:
+    material = Material.read(build(Folders(tmp_path), 30), Folders(tmp_path))
+    assert objective.repeats(material) is None and material.finalists == material.ranked[:5]
+    first, _, third = material.ranked[:3]
+    for trial, values in ((first, [0.9, 0.92]), (third, [])):
+        row = next(row for row in material.board.rows if row["trial"] == trial)
+        row["finalist"] = {"mean": sum(values) / len(values) if values else None, "values": values}
+    del material.finalists
+    picture = objective.repeats(material)
+    assert picture is not None and material.finalists == [first, third]
+    seeds, means, looks = picture.series
+    assert (seeds.x, seeds.y) == ([f"trial {first}"] * 2, [0.9, 0.92])
+    assert (means.x, means.y) == ([f"trial {first}"], [pytest.approx(0.91)])
+    assert looks.y == [material.records[first].value, material.records[third].value]
+    assert "mean over fresh seeds" in tables.leaderboard(material)
 
 
 def test_planned_samples_follow_the_point_before_the_config() -> None:

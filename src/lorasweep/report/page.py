@@ -30,7 +30,7 @@ STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); margin: 0; background: #f6f8fa; }
 header, main { max-width: 1280px; margin: 0 auto; padding: 0 1.2rem; }
 header { padding-top: 1.6rem; } h1 { margin: 0; font-size: 1.7rem; } .sub { color: var(--soft); margin: .2rem 0 0; }
-nav { position: sticky; top: 0; z-index: 2; background: #f6f8fae6; border-bottom: 1px solid var(--line); }
+nav { position: sticky; top: 0; z-index: 2; background: #f6f8fa; border-bottom: 1px solid var(--line); }
 nav div { max-width: 1280px; margin: 0 auto; padding: .5rem 1.2rem; display: flex; gap: 1.2rem; flex-wrap: wrap; }
 nav a { color: #2f6fb2; text-decoration: none; font-size: .9rem; }
 section { background: #fff; border: 1px solid var(--line); border-radius: 8px; margin: 1.2rem 0; padding: 1rem 1.2rem; }
@@ -39,7 +39,7 @@ section { scroll-margin-top: 3rem; } h2 { font-size: 1.15rem; margin: 0 0 .6rem;
 .facts div { font-size: 1.5rem; font-weight: 600; max-width: 22rem; }
 .facts span { display: block; font-size: .82rem; font-weight: 400; color: var(--soft); }
 .pictures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 520px), 1fr)); gap: 1.2rem; }
-figure { margin: 0; min-width: 0; } figure.wide { grid-column: 1 / -1; }
+figure { margin: 0; min-width: 0; scroll-margin-top: 3rem; } figure.wide { grid-column: 1 / -1; }
 figure h3 { font-size: .95rem; margin: .4rem 0 0; } figcaption { font-size: .82rem; color: var(--soft); }
 .plot { height: 340px; } .plot p { color: var(--soft); padding: 2rem; }
 .scroll { overflow: auto; max-height: 560px; } table { border-collapse: collapse; font-size: .84rem; }
