@@ -61,8 +61,9 @@ def test_finalists_stand_beside_what_the_search_had(tmp_path: Path) -> None:
     first, _, third = material.ranked[:3]
     for trial, values in ((first, [0.9, 0.92]), (third, [])):
         row = next(row for row in material.board.rows if row["trial"] == trial)
-        row["finalist"] = {"mean": sum(values) / len(values) if values else None, "values": values}
-    del material.finalists
+        mean = sum(values) / len(values) if values else None
+        row["finalist"] = {"mean": mean, "values": values, "interval": None, "overstated": 0.01}
+    del material.finalists, material.repeated  # read again
     picture = objective.repeats(material)
     assert picture is not None and material.finalists == [first, third]
     seeds, means, looks = picture.series
