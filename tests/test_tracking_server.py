@@ -6,7 +6,6 @@ import os
 import socket
 import ssl
 import threading
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -51,13 +50,11 @@ def test_an_answer_is_one_that_a_request_could_follow(address: str, monkeypatch:
     assert answers("https://127.0.0.1:1")
 
 
-def test_a_server_that_hangs_is_given_a_second() -> None:
+def test_a_server_that_hangs_is_no_answer() -> None:
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
-        begun = time.monotonic()
-        assert not answers(f"http://127.0.0.1:{silent.getsockname()[1]}")
-        assert time.monotonic() - begun < 60  # for ever, where nothing limits it
+        assert not answers(f"http://127.0.0.1:{silent.getsockname()[1]}")  # waits for ever, where nothing limits it
 
 
 def test_limits_are_the_users_where_there_are_some(monkeypatch: pytest.MonkeyPatch) -> None:
