@@ -14,7 +14,7 @@ from lorasweep.spool import Point
 from lorasweep.tracking import Tracker
 from lorasweep.tracking_entities import batches_of, metric_entities
 from lorasweep.tracking_runs import Series
-from lorasweep.tracking_store import open_client, readable_errors
+from lorasweep.tracking_store import open_client, place_of, readable_errors
 from lorasweep.tracking_view import TAG
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def sweep_names(folders: Folders) -> list[str]:
 
 
 def _sweep_experiments(folders: Folders) -> list[Any]:
-    with readable_errors("list experiments"):
+    with readable_errors(f"list the experiments of {place_of(folders)}"):
         return [item for item in open_client(folders).search_experiments() if TAG in item.tags]
 
 
