@@ -9,7 +9,8 @@ import os
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -63,10 +64,8 @@ def poisoned(*words, **named):
     raise AssertionError("the test split was loaded")
 
 sources.load_test_split = poisoned
-from dataclasses import fields
 from lorasweep import cli
-from lorasweep.config.schema import SweepConfig
-finalists = ["sweep.finalists={top: 1, seeds: 2}"] if "finalists" in {one.name for one in fields(SweepConfig)} else []
+finalists = ["sweep.finalists.top=1", "sweep.finalists.seeds=2"]
 for words in (
     ["plan", "mine"], ["sweep", "mine", *finalists], ["resume", "mine"], ["leaderboard", "mine"],
     ["leaderboard", "mine", "--json"], ["report", "mine"], ["sweep", "carved", "sweep.trials=1"],
@@ -202,24 +201,29 @@ def test_a_worse_trial_is_refused_and_force_needs_words(
     assert "nothing changed" in lorasweep(capsys, "promote", "mine")
 
 
+@contextmanager
+def changed(path: Path, how: Callable[[bytes], bytes]) -> Iterator[None]:
+    """A file with other contents, for a while."""
+    whole = path.read_bytes()
+    path.write_bytes(how(whole))
+    try:
+        yield
+    finally:
+        path.write_bytes(whole)
+
+
 def test_what_was_changed_since_is_refused(home: Path, here: Path, capsys: pytest.CaptureFixture) -> None:
     best = rows_of(capsys, "mine")[0]
     words = ("promote", "mine", "--as", "another")
-    validation = home / "rows" / "validation.csv"
-    whole = validation.read_text()
-    validation.write_text(whole.replace("v0001", "v9999"))
-    assert "validation rows of trial" in lorasweep(capsys, *words, rc=2)
-    validation.write_text(whole)
-    train = home / "rows" / "train.csv"
-    rows = train.read_text()
-    train.write_text(rows + "one more row,positive\n")
-    assert "carved from" in lorasweep(capsys, "promote", "carved", rc=2)
-    train.write_text(rows)
+    with changed(home / "rows" / "validation.csv", lambda raw: raw.replace(b"v0001", b"v9999")):
+        assert "validation rows of trial" in lorasweep(capsys, *words, rc=2)
+    with changed(home / "rows" / "train.csv", lambda raw: raw + b"one more row,positive\n"):
+        assert "were changed after it was trained" in lorasweep(capsys, "promote", "carved", rc=2)
+    with changed(home / "rows" / "train.csv", lambda raw: raw.replace(b" canary", b"  canary")):
+        assert "were changed after it was trained" in lorasweep(capsys, "promote", "carved", rc=2)
     [weights] = home.glob(f"mlruns/*/{best['run_id']}/artifacts/adapter/adapter_model.safetensors")
-    raw = weights.read_bytes()
-    weights.write_bytes(raw[:-1] + bytes([raw[-1] ^ 1]))
-    assert "was changed after the trial ended" in lorasweep(capsys, *words, rc=1)
-    weights.write_bytes(raw)
+    with changed(weights, lambda raw: raw[:-1] + bytes([raw[-1] ^ 1])):
+        assert "was changed after the trial ended" in lorasweep(capsys, *words, rc=1)
     assert "would be another trial" in lorasweep(capsys, *words, "optimizer.lr=0.1", rc=2)
     assert "there is no trial 77" in lorasweep(capsys, *words, "--trial", "77", rc=2)
 
@@ -282,11 +286,8 @@ def test_reproduce_says_whether_the_numbers_are_the_same(
     assert "is NOT reproduced" in out and "differs" in out, said
     assert "is reproduced" in lorasweep(capsys, "reproduce", run_id, "--tolerance", "10")
 
-    train = home / "rows" / "train.csv"
-    whole = train.read_text()
-    train.write_text(whole + "one more row,positive\n")
-    assert "is not what it was trained on: 241 training" in lorasweep(capsys, "reproduce", run_id, rc=2)
-    train.write_text(whole)
+    with changed(home / "rows" / "train.csv", lambda raw: raw + b"one more row,positive\n"):
+        assert "is not what it was trained on: 241 training" in lorasweep(capsys, "reproduce", run_id, rc=2)
     assert "would be another trial" in lorasweep(capsys, "reproduce", run_id, "train.seed=3", rc=2)
     assert "there is no run" in lorasweep(capsys, "reproduce", "f" * 32, rc=2)
     assert "--tolerance is a number" in lorasweep(capsys, "reproduce", run_id, "--tolerance", "-1", rc=2)
@@ -331,7 +332,8 @@ def test_an_export_is_pushed_to_the_hub(home: Path, champion: dict, tmp_path: Pa
     with hub(token) as there:
         done = export_to_hub(home, tmp_path / "out", there.address, token)
         assert done.returncode == 0, done.stderr
-    assert there.created["name"] == "mine" and there.created["organization"] == "me" and there.created["private"]
+    assert (there.created["name"], there.created["organization"]) == ("mine", "me")
+    assert there.created.get("private") or there.created.get("visibility") == "private", there.created
     assert "https://" not in done.stdout and f"{there.address}/me/mine/commit/" in done.stdout
     local = {path.relative_to(tmp_path / "out").as_posix(): path.read_bytes()
              for path in (tmp_path / "out").rglob("*") if path.is_file() and ".cache" not in path.parts}  # fmt: skip

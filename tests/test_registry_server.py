@@ -145,27 +145,27 @@ def test_what_does_not_reproduce_the_trial_gets_no_alias(shop: ServerShop, bert:
     assert shop.client.get_model_version("odd", "2").tags["lorasweep.reproduced"] == "no"
 
 
-def test_a_server_that_is_down_or_dies_midway_leaves_the_champion(tmp_path: Path, bert: Any) -> None:
+def test_a_server_that_is_down_or_dies_midway_leaves_the_champion(
+    shop: ServerShop, bert: Any, server: Server, tmp_path: Path
+) -> None:
     _, adapters, _, test = bert
-    with pytest.raises(StorageError, match=r"MLflow could not|could not read"):
+    with pytest.raises(StorageError, match=r"MLflow could not"):
         registry.champion(Folders(tmp_path, f"http://127.0.0.1:{free_port()}"), "demo")
-    with Server(tmp_path / "server") as server:
-        shop = ServerShop(tmp_path / "project", bert[0], server.url, "dying")
-        first, second = shop.trial(0, adapters[0]), shop.trial(1, adapters[1])
-        promote(shop.folders, shop.candidate(first, test), "demo")
-        candidate = shop.candidate(second, test)
+    first, second = shop.trial(0, adapters[0]), shop.trial(1, adapters[1])
+    promote(shop.folders, shop.candidate(first, test), "dying")
+    candidate = shop.candidate(second, test)
 
-        def ask_and_kill(request: dict[str, Any]) -> dict[str, Any]:
-            answer = registry_probe.ask(request)
-            server.stop()
-            return answer
+    def ask_and_kill(request: dict[str, Any]) -> dict[str, Any]:
+        answer = registry_probe.ask(request)
+        server.stop()
+        return answer
 
-        with pytest.raises(StorageError, match="MLflow could not"):
-            registry.promote(shop.folders, candidate, "demo", ask=ask_and_kill)
-        server.start()
-        assert registry.champion(shop.folders, "demo")["version"] == "1"  # type: ignore[index]
-        again = promote(shop.folders, shop.candidate(second, test), "demo")
-        assert (again.version, again.previous_version) == ("3", "1")
+    with pytest.raises(StorageError, match="MLflow could not"):
+        registry.promote(shop.folders, candidate, "dying", ask=ask_and_kill)
+    server.start()
+    assert registry.champion(shop.folders, "dying")["version"] == "1"  # type: ignore[index]
+    again = promote(shop.folders, shop.candidate(second, test), "dying")
+    assert (again.version, again.previous_version) == ("3", "1")
 
 
 def test_another_host_that_promotes_meanwhile_is_compared_with_too(shop: ServerShop, bert: Any, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ Neighbours: `search.study` (which trial), `tracking_recorded` (what it was), `re
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from operator import attrgetter
 from typing import TYPE_CHECKING
@@ -16,7 +17,7 @@ from lorasweep import finalists, publishing, registry, results
 from lorasweep.config import compose
 from lorasweep.config.home import Home
 from lorasweep.config.schema import GROUPS, Config
-from lorasweep.errors import DataError, PromotionRefused, UsageError
+from lorasweep.errors import DataError, LorasweepError, PromotionRefused, UsageError
 from lorasweep.records import TrialRecord
 from lorasweep.registry import PromotionResult
 from lorasweep.registry_alias import who
@@ -58,9 +59,11 @@ def promote(
     recorded = Recorded.read(folders, record.run_id)
     config = _as_recorded(recorded, study, overrides, home)
     candidate = make_candidate(recorded, record, config, results.read(folders, name, record.trial))
-    result = registry.promote(folders, replace(candidate, why=why), model_name or name, force=force)
-    publishing.describe_model(study, folders, model_name or name)
-    return result
+    try:
+        return registry.promote(folders, replace(candidate, why=why), model_name or name, force=force)
+    finally:
+        with suppress(LorasweepError):  # for people who look at MLflow's page; what was decided stands without it
+            publishing.describe_model(study, folders, model_name or name)
 
 
 def _choose(study: SweepStudy, trial: int | None) -> tuple[TrialRecord, str]:
