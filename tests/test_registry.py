@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -314,3 +315,30 @@ def test_choosing_the_trial() -> None:
         choose(records[2:3], "maximize")
     with pytest.raises(PromotionRefused, match="no trials at all"):
         choose([], "maximize")
+
+
+def test_a_hub_base_is_named_by_id_and_commit(tmp_path: Path, bert: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A base in the hub's cache, as a download leaves it; the branch moves on after the promotion."""
+    from huggingface_hub import constants
+    from mlflow.models import Model
+
+    base, adapters, answers, test = bert
+    cache = tmp_path / "cache"
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setenv("HF_HUB_CACHE", str(cache))
+    repo, commits = cache / "models--owner--base", ("a" * 40, "b" * 40)
+    (repo / "refs").mkdir(parents=True)
+    (repo / "refs" / "main").write_text(commits[0])
+    shutil.copytree(base, repo / "snapshots" / commits[0])
+    shop = Workshop(tmp_path, base)
+    result = promote(shop.folders, shop.candidate(shop.trial(0, adapters[0]), test, base="owner/base"), "hub")
+    assert result.reproduced is not None and result.reproduced["test_difference"] == 0
+    [folder] = shop.folders.mlruns.glob("*/models/m-*/artifacts")
+    settings = Model.load(str(folder)).flavors["python_function"]["config"]
+    assert (settings["base_model"], settings["base_revision"]) == ("owner/base", commits[0])
+    assert not (folder / "artifacts" / "base").exists()
+    shutil.copytree(base, repo / "snapshots" / commits[1])
+    (repo / "snapshots" / commits[1] / "model.safetensors").write_bytes(b"another model")
+    (repo / "refs" / "main").write_text(commits[1])
+    answered = registry.predict(shop.folders, "models:/hub@champion", test.texts)
+    assert [answer["label"] for answer in answered] == answers[0]
