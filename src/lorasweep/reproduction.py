@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 TOLERANCE = 1e-4  # of a metric's value, or of 1 where that is less
 LOOSE_TOLERANCE = 1e-2  # on GPUs, in half precision, over 4-bit weights
 COMPARED = ("train/loss", "train/grad_norm", "train/lr", "train/samples")  # and all of eval/*
+PACE = ("eval/seconds", "eval/samples_per_second")
 FACTS = {  # what may explain a difference, by its tag
     "lorasweep.version": "lorasweep",
     "lorasweep.git.commit": "commit",
@@ -170,7 +171,7 @@ def _recorded_series(recorded: Recorded) -> Series:
     """Every point of the metrics that training decides. The closing point of eval/*, one step past the last, is the
     kept checkpoint's."""
     names = [name for name in recorded.metrics if name in COMPARED or name.startswith("eval/")]
-    names = [name for name in names if not name.endswith("_before")]  # of the base, before it trained
+    names = [name for name in names if name not in PACE and not name.endswith("_before")]  # `before`: of the base
     found = {name: recorded.history(name) for name in sorted(names)}
     if not found and recorded.state != "failed":
         raise StorageError(f"run {recorded.run_id} has no metric to compare with; was it recorded by lorasweep?")
