@@ -47,6 +47,10 @@ OWNERS = {
     "datasets": {"data", "metrics"},
     "evaluate": {"metrics"},
     "bitsandbytes": {"models"},
+    "skops": {"models"},
+    "nltk": {"metrics"},
+    "rouge_score": {"metrics"},
+    "sacrebleu": {"metrics"},
 }
 
 
