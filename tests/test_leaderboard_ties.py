@@ -79,6 +79,26 @@ def test_finalists_are_compared_over_their_seeds() -> None:
     assert ties is not None and ties.test == "Welch's t test over seeds"
 
 
+def test_one_that_looks_better_than_the_first_is_tied_with_it() -> None:
+    """It came after the finalists were chosen, or a seed of it failed."""
+    rights = [np.arange(400) < 300, np.arange(400) < 390, np.arange(400) < 200]
+    rows = rank(
+        [TrialRecord(n, TrialState.COMPLETE, float(right.mean())) for n, right in enumerate(rights)],
+        "maximize",
+        finalists={0: {"mean": 0.8, "values": [0.8, 0.81], "failed": {}}},
+    )
+    assert [row["trial"] for row in rows] == [0, 1, 2]
+    leaderboard_ties.mark(rows, lambda trial: with_right(rights[trial]), "eval/accuracy", "macro")
+    assert [row["tied"] for row in rows] == [True, True, False]
+    least = rank([TrialRecord(n, TrialState.COMPLETE, n / 10) for n in range(2)], "minimize")
+    for row, values in zip(least, ([0.3, 0.301], [0.1, 0.101]), strict=True):
+        row["finalist"] = {"values": values}
+    leaderboard_ties.mark(least, lambda trial: None, "eval/loss", "macro", "minimize")
+    assert least[1]["tied"] is True
+    leaderboard_ties.mark(least, lambda trial: None, "eval/loss", "macro", "maximize")
+    assert least[1]["tied"] is False
+
+
 @pytest.mark.parametrize("count", [40, 400])
 def test_a_board_takes_as_many_queries_for_many_trials_as_for_few(tmp_path: Path, count: int) -> None:
     records, _ = drawn_trials(count, rows=20)

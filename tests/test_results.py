@@ -34,6 +34,19 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
     assert [one.name for one in path.parent.iterdir()] == [path.name]
 
 
+def test_a_file_that_cannot_be_written_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = results.write(tmp_path, 3, drawn(1))
+    before = path.read_bytes()
+
+    def full(handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("lorasweep.results.os.fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        results.write(tmp_path, 3, drawn(2))
+    assert path.read_bytes() == before and [one.name for one in tmp_path.iterdir()] == [path.name]
+
+
 @pytest.mark.parametrize("harm", [b"", b"x" * 30, None])
 def test_a_damaged_file_is_named(tmp_path: Path, harm: bytes | None) -> None:
     path = results.write(tmp_path, 3, drawn(1))

@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lorasweep.errors import LorasweepError
+from lorasweep.errors import LorasweepError, StorageError
 from lorasweep.leaderboard import Leaderboard, rank
 from lorasweep.records import TrialRecord, TrialState
 from lorasweep.search.finals import SEED_KEY, FinalsStudy
@@ -124,13 +124,10 @@ def run(
     with post.asking():
         finals.plan(chosen(study, settings.top), settings.seeds)
     found = finals.found()
-    tracker.tag_runs(
-        {
-            record.run_id: {"lorasweep.finalist": str(record.trial)}
-            for record in study.records()
-            if record.trial in found
-        }
-    )
+    repeated = [record for record in study.records() if record.trial in found]
+    tags = {record.run_id: {"lorasweep.finalist": str(record.trial)} for record in repeated}
+    with suppress(StorageError):  # MLflow is busy: training need not wait for it, and at the end they are set again
+        tracker.tag_runs(tags)
     waiting = sum(one.waiting for one in found.values())
     progress.note(f"finalists: trials {', '.join(map(str, sorted(found)))} over fresh seeds, {waiting} runs to go")
 
@@ -154,6 +151,7 @@ def run(
             repeats.close()
         raise
     repeats.close()
+    tracker.tag_runs(tags)
 
 
 class _Repeats:

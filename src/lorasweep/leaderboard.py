@@ -64,7 +64,7 @@ class Leaderboard:
                 board.notes.append(str(error))
                 return None
 
-        board.ties = leaderboard_ties.mark(rows, read, study.metric, study.config.task.average)
+        board.ties = leaderboard_ties.mark(rows, read, study.metric, study.config.task.average, study.direction)
         return board
 
     @property

@@ -37,25 +37,37 @@ class Ties:
         return dict(vars(self))
 
 
-def mark(rows: list[Row], read: Callable[[int], Results | None], metric: str, average: str) -> Ties | None:
+def mark(
+    rows: list[Row],
+    read: Callable[[int], Results | None],
+    metric: str,
+    average: str,
+    direction: str = "maximize",
+) -> Ties | None:
     """Set `tied` and `p_tied` (adjusted) of every row: of the first true, of one that cannot be compared null. `read`
-    gives a trial's answers. None where there is nothing to compare."""
+    gives a trial's answers. None where there is nothing to compare.
+
+    One that looks better than the first, and ranks behind it for another reason (a seed of it failed, or it came after
+    the finalists were chosen), is tied."""
     for row in rows:
         row["tied"], row["p_tied"] = None, None
     ranked = [row for row in rows if row["rank"] is not None]
     if not ranked:
         return None
-    first = ranked[0]
+    first, sign = ranked[0], 1 if direction == "maximize" else -1
     first["tied"] = True
+    seem_better = {row["trial"] for row in ranked if sign * (row["value"] - first["value"]) > 0}
     repeated = [row for row in ranked[1:] if _seeds(row) and _seeds(first)]
     if repeated:
-        raw = np.array([welch(_seeds(first), _seeds(row)) for row in repeated])
+        means = [np.mean(_seeds(row)) - np.mean(_seeds(first)) for row in repeated]
+        chances = [welch(_seeds(first), _seeds(row)) for row in repeated]
+        raw = np.array([1.0 if sign * gap > 0 else chance for gap, chance in zip(means, chances, strict=True)])
         _set(repeated, raw, len(repeated) + 1)
     others = [row for row in ranked[1:] if row not in repeated] if repeated else ranked[1:]
     answers = read(first["trial"]) if others else None
     compared = len(repeated)
     if answers is not None and answers.knows(metric):
-        compared += _compare(answers, others, read, metric, average, len(ranked))
+        compared += _compare(answers, others, read, metric, average, len(ranked), seem_better)
     if not compared:
         return None
     seeds = "Welch's t test over seeds" if repeated else ""
@@ -71,6 +83,7 @@ def _compare(
     metric: str,
     average: str,
     trials: int,
+    seem_better: set[int],
 ) -> int:
     strictest = TIE_LEVEL / max(1.0, trials * (trials - 1) / 2)
     raw: list[float] = []
@@ -81,6 +94,9 @@ def _compare(
         p_values = np.full(len(found), np.nan)
         if there:
             p_values[there] = paired_p_values(answers, [one for one in found if one is not None], metric, average)
+        for place, row in enumerate(others[start : start + BLOCK]):
+            if row["trial"] in seem_better and math.isfinite(p_values[place]):
+                p_values[place] = 1.0
         raw += p_values.tolist()
         if len(found) == BLOCK and there and bool((p_values[there] <= strictest).all()):
             rest = others[len(raw) :]  # whoever comes after a hundred that are worse is worse

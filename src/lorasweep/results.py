@@ -9,6 +9,7 @@ Written whole or not at all, before the study hears of the trial's end. Neighbou
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +37,11 @@ def path_of(folder: Path, trial: int) -> Path:
 
 
 def write(folder: Path, trial: int, results: Results, about: dict[str, Any] | None = None) -> Path:
-    """Store a trial's results; `about` are further JSON types for people. What was there before is replaced at once."""
+    """Store a trial's results; `about` are further JSON types for people. What was there before is replaced at once.
+
+    Raises:
+        OSError: it cannot be written; what was there before stays.
+    """
     from safetensors.numpy import save
 
     tensors = {
@@ -50,8 +55,15 @@ def write(folder: Path, trial: int, results: Results, about: dict[str, Any] | No
     path = path_of(folder, trial)
     folder.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
-    part.write_bytes(save(tensors, metadata={"lorasweep": json.dumps(header)}))
-    part.replace(path)
+    try:
+        with part.open("wb") as file:
+            file.write(save(tensors, metadata={"lorasweep": json.dumps(header)}))
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError:  # no room, for one: the worker says so, and no half file stays
+        part.unlink(missing_ok=True)
+        raise
     sync_folder(folder)
     return path
 
