@@ -96,6 +96,18 @@ def test_views_notes_and_finalists_are_stored_and_kept_current(tracked: tuple[Sw
     assert client.get_experiment_by_name("quick").tags == tags
 
 
+def test_runs_that_were_deleted_in_mlflow_are_passed_over(tracked: tuple[SweepStudy, Folders]) -> None:
+    study, folders = tracked
+    client = open_client(folders)
+    best = next(record.run_id for record in study.records() if record.value == 0.9)
+    client.delete_run(best)
+    publish(study, folders)
+    marked = client.search_runs(["1"], f"tags.`{FINALIST}` LIKE '%'")
+    assert {run.data.tags[FINALIST] for run in marked} == {"0", "2"}
+    client.delete_experiment("1")
+    publish(study, folders)  # nothing is left to write on
+
+
 def test_a_description_written_by_hand_stays(tracked: tuple[SweepStudy, Folders]) -> None:
     study, folders = tracked
     client = open_client(folders)

@@ -111,5 +111,9 @@ def _mark(client: MlflowClient, experiment_id: str, finalists: dict[str, int]) -
     before = {run.info.run_id for run in marked}
     for run_id in before - finalists.keys():
         client.delete_tag(run_id, FINALIST)
-    for run_id in finalists.keys() - before:
-        client.set_tag(run_id, FINALIST, str(finalists[run_id]))
+    new = finalists.keys() - before
+    if not new:
+        return
+    named = ", ".join(f"'{run_id}'" for run_id in sorted(new))
+    for run in client.search_runs([experiment_id], f"attributes.run_id IN ({named})"):  # those that nobody deleted
+        client.set_tag(run.info.run_id, FINALIST, str(finalists[run.info.run_id]))
