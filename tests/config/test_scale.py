@@ -41,6 +41,11 @@ def test_a_trial_is_made_small_after_its_point_is_set(home: Home) -> None:
     assert trial.model.path == "smoke:gpt2" and trial.train.max_steps == 2 and trial.train.batch_size == 64
 
 
+def test_a_name_that_ends_in_smoke_is_no_reason_to_run_in_full(home: Home) -> None:
+    small = compose(["scale=smoke", "sweep.name=mine-smoke", "model=bert"], "quickstart", home)
+    assert (small.sweep.name, small.model.path) == ("mine-smoke", "smoke:bert") and small.train.max_steps <= 6
+
+
 def test_warm_up_and_rungs_fit_into_the_few_steps(home: Home) -> None:
     words = ["scale=smoke", "pruner=asha", "train.max_steps=275", "optimizer.warmup_steps=100"]
     small = compose(words, home=home)

@@ -32,7 +32,7 @@ def apply_scale(config: Config) -> Config:
     Raises:
         ConfigError: scale=smoke, and the model's family is not known or its data have too many classes to generate.
     """
-    if config.scale.kind == "smoke" and not config.sweep.name.endswith(SUFFIX):
+    if config.scale.kind == "smoke":
         _shrink_model(config.model)
         _shrink_data(config)
         _shrink_training(config)
@@ -115,5 +115,5 @@ def _shrink_training(config: Config) -> None:
 def _shrink_sweep(config: Config) -> None:
     sweep = config.sweep
     sweep.trials = min(sweep.trials, max(config.scale.trials, len(sweep.enqueue)))
-    if sweep.name:
+    if sweep.name and not sweep.name.endswith(SUFFIX):
         sweep.name += SUFFIX
