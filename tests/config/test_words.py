@@ -60,6 +60,7 @@ scalars = st.one_of(texts, st.none(), st.booleans(), st.integers(), st.floats(al
 @settings(deadline=None, max_examples=400)
 @given(st.recursive(scalars, lambda inner: st.lists(inner, max_size=4), max_leaves=6))
 @example(["a,b", ["c", None], "'", '"'])
+@example({"negative": "so-so: {}", "0": ["a,b", None]})
 @example("a\\\n")
 def test_any_value_is_read_back_as_itself(value: Any) -> None:
     from omegaconf import OmegaConf
@@ -92,7 +93,7 @@ def test_text_survives_composition_storage_and_yaml(values: list[str], names: li
     assert yaml.safe_load(to_yaml(config))["data"]["label_names"] == names
 
 
-@pytest.mark.parametrize("value", ["???", {"a": 1}, object(), ["a", "???"]])
+@pytest.mark.parametrize("value", ["???", {"a b": 1}, {"true": 1}, {"1e3": 1}, object(), ["a", "???"]])
 def test_what_an_override_cannot_hold_is_refused(value: Any) -> None:
     with pytest.raises(ConfigError, match=r"cannot be a value|an override holds"):
         override_string("model.path", value)

@@ -117,6 +117,8 @@ def _data_problems(config: Config) -> Iterator[str]:
 
 def _task_problems(config: Config) -> Iterator[str]:
     task, data = config.task, config.data
+    if task.verbalizer is not None and not isinstance(task.verbalizer, dict):
+        yield f"`task.verbalizer` must be like {{negative: bad, positive: good}}, got {task.verbalizer!r}"
     allowed = {"instruct": ("score", "generate", "none"), "qa": ("generate", "extract")}.get(task.kind)
     if allowed and task.predict not in allowed:
         yield f"`task.predict` must be one of {', '.join(allowed)} for task={task.kind}, got {task.predict!r}"

@@ -181,7 +181,10 @@ class TaskConfig:
     instruction: str = option(
         "", "what the model is told to do, where no column says it; empty: to name one of the classes, or to answer"
     )
-    verbalizer: dict[str, str] = option({}, "label name -> the response that stands for it; empty: the name itself")
+    verbalizer: Any = option(
+        None,
+        "label name -> the response that stands for it, as in {negative: bad, positive: good}; null: the name itself",
+    )
     score: str = option(
         "sum", "predict=score: a response's log-likelihood, summed or the mean of its tokens", choices=("sum", "mean")
     )

@@ -76,6 +76,9 @@ def _plain(value: Any) -> Any:
     return getattr(value, "text", value)  # QuotedString
 
 
+PLAIN_KEY = re.compile(r"(?!(?:null|true|false|nan|inf)$)[A-Za-z_][A-Za-z0-9_]*|0|[1-9][0-9]*", re.IGNORECASE)
+
+
 def literal(value: Any) -> Any:
     """The value with `${` escaped, so that OmegaConf does not take text for an interpolation."""
     if isinstance(value, str):
@@ -95,9 +98,12 @@ def text_of(value: Any) -> str:
         return repr(int(value) if isinstance(value, int) else float(value))  # numpy's floats are floats, too
     if isinstance(value, list | tuple):
         return "[" + ",".join(text_of(item) for item in value) + "]"
+    if isinstance(value, dict) and all(PLAIN_KEY.fullmatch(str(key)) for key in value):  # Hydra quotes no keys
+        return "{" + ",".join(f"{key}:{text_of(item)}" for key, item in value.items()) + "}"
     if not isinstance(value, str):
         raise ConfigError(
-            f"an override holds text, numbers, true, false, null and lists, got {type(value).__name__} {value!r}"
+            "an override holds text, numbers, true, false, null, lists, and dictionaries with keys of letters and "
+            f"digits, got {type(value).__name__} {value!r}"
         )
     if value == "???":
         raise ConfigError("the text `???` means that a value is missing; it cannot be a value")

@@ -59,7 +59,7 @@ class Answering:
 
         def build() -> Encoded:
             known, right = answers_in(split), self._right(split)
-            laid = self._lay(split, tokenizer, data_cfg, [[response] for response in right])
+            laid = self._lay(split, tokenizer, data_cfg, [[response] for response in right], "training rows")
             lost = [
                 bool(own) and one.cut and locate(own[0], one.kept.pair or "") is None
                 for own, one in zip(known, laid, strict=True)
@@ -89,7 +89,7 @@ class Answering:
         reserve = self.task.max_new_tokens
 
         def build() -> Encoded:
-            laid = self._lay(split, tokenizer, data_cfg, wanted, reserve)
+            laid = self._lay(split, tokenizer, data_cfg, wanted, "validation rows", reserve)
             rows = [(one.prompt, response) for one in laid for response in one.responses]
             extras = {
                 "is_right": [response == right[at] for at, own in enumerate(wanted) for response in own],
@@ -104,7 +104,7 @@ class Answering:
             )
 
         def build_prompts() -> Encoded:
-            laid = self._lay(split, tokenizer, data_cfg, wanted, reserve)
+            laid = self._lay(split, tokenizer, data_cfg, wanted, "validation rows", reserve)
             return unsupervised([one.prompt for one in laid], sum(one.cut for one in laid))
 
         return Exam(
@@ -120,14 +120,21 @@ class Answering:
         return [own[0].text if own else self.task.no_answer for own in answers_in(split)]
 
     def _lay(
-        self, split: Split, tokenizer: Any, data_cfg: DataConfig, responses: list[list[str]], reserve: int = 0
+        self,
+        split: Split,
+        tokenizer: Any,
+        data_cfg: DataConfig,
+        responses: list[list[str]],
+        what: str,
+        reserve: int = 0,
     ) -> Any:
         assert split.pairs is not None, "questions come with contexts"
         rows = [
             Row(text, pair, self.instruction, is_question=True)
             for text, pair in zip(split.texts, split.pairs, strict=True)
         ]
-        return Prompter(self.template, tokenizer, data_cfg.max_length).lay(rows, responses, reserve=reserve)
+        prompter = Prompter(self.template, tokenizer, data_cfg.max_length)
+        return prompter.lay(rows, responses, reserve=reserve, where=what)
 
     def _cached(
         self, split: Split, tokenizer: Any, data_cfg: DataConfig, cache: Path | None, key: str, build: Any

@@ -94,7 +94,7 @@ class Instruct:
         """Prompts with their right responses; labels are the response's tokens and the end token."""
 
         def build() -> Encoded:
-            laid = self._lay(split, tokenizer, data_cfg, [[right] for right in self._right(split)])
+            laid = self._lay(split, tokenizer, data_cfg, [[right] for right in self._right(split)], "training rows")
             notes = cut_notes(laid, "training rows", data_cfg.max_length)
             rows = [(one.prompt, one.responses[0]) for one in laid]
             return supervised(rows, sum(one.cut for one in laid), notes=notes)
@@ -113,7 +113,7 @@ class Instruct:
         wanted = [list(self.responses)] * len(split) if scored else [[response] for response in right]
 
         def build() -> Encoded:
-            laid = self._lay(split, tokenizer, data_cfg, wanted, reserve)
+            laid = self._lay(split, tokenizer, data_cfg, wanted, "validation rows", reserve)
             if scored:
                 self._check_scores(laid, tokenizer)
             rows = [(one.prompt, response) for one in laid for response in one.responses]
@@ -127,7 +127,7 @@ class Instruct:
             return supervised(rows, sum(one.cut for one in laid), extras=extras, notes=notes)
 
         def build_prompts() -> Encoded:
-            laid = self._lay(split, tokenizer, data_cfg, wanted, reserve)
+            laid = self._lay(split, tokenizer, data_cfg, wanted, "validation rows", reserve)
             return unsupervised([one.prompt for one in laid], sum(one.cut for one in laid))
 
         return Exam(
@@ -140,10 +140,16 @@ class Instruct:
         )
 
     def _lay(
-        self, split: Split, tokenizer: Any, data_cfg: DataConfig, responses: list[list[str]], reserve: int = 0
+        self,
+        split: Split,
+        tokenizer: Any,
+        data_cfg: DataConfig,
+        responses: list[list[str]],
+        what: str,
+        reserve: int = 0,
     ) -> list[Laid]:
         prompter = Prompter(self.template, tokenizer, data_cfg.max_length)
-        return prompter.lay(self._rows(split), responses, reserve=reserve)
+        return prompter.lay(self._rows(split), responses, reserve=reserve, where=what)
 
     def _cached(
         self, split: Split, tokenizer: Any, data_cfg: DataConfig, cache: Path | None, key: str, build: Any
@@ -250,10 +256,10 @@ class Instruct:
         return next((at for at, response in enumerate(self.responses) if response.casefold() == said), None)
 
 
-def responses_of(verbalizer: dict[str, str], label_names: list[str]) -> list[str]:
+def responses_of(verbalizer: dict[Any, Any] | None, label_names: list[str]) -> list[str]:
     """The response of each class. ConfigError for a label that is not known or lacks one, and for two alike."""
-    if not verbalizer:
-        verbalizer = {name: name for name in label_names}
+    given = {str(name): str(words) for name, words in (verbalizer or {}).items()}  # YAML reads 0 and yes as no text
+    verbalizer = given or {name: name for name in label_names}
     for name in verbalizer:
         if name not in label_names:
             raise ConfigError(

@@ -61,8 +61,8 @@ class Template:
         be in the prompt; `labels`: the responses of the classes."""
         if template not in TEMPLATES and "{" not in template:
             raise ConfigError(
-                f"task.template={template!r} is neither the name of a template nor a text with slots; "
-                f"{nearest(template, TEMPLATES)}, or write a text with {{input}} in it"
+                f"task.template={template!r} is neither the name of a template nor a text with slots "
+                f"({nearest(template, TEMPLATES)}). Write a text with {{input}} where the row belongs"
             )
         # in override grammar a backslash and an n stay two characters
         own = template.replace("\\n", "\n"), without_input.replace("\\n", "\n")

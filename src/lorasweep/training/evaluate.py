@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from lorasweep.metrics.squad import question_scores
 from lorasweep.models.stream import RowStore, Segment
 from lorasweep.tasks.base import Answers, Predictions, References, Sitting
 from lorasweep.training.ahead import compute_ahead
@@ -164,10 +165,12 @@ def _chunks(order: torch.Tensor, lengths: torch.Tensor, rows_at_most: int, token
 
 
 def row_results(predictions: Predictions, references: References, maximize: bool) -> list[float] | None:
-    """One number a validation row, better in the objective's direction: right or wrong, or minus its likelihood's
-    logarithm. None where predictions are texts, of which no row is right or wrong for certain."""
-    if isinstance(predictions, Answers):
+    """One number a validation row, better in the objective's direction: right or wrong, of texts the F1 of their words,
+    or minus its likelihood's logarithm. None where there is no such number."""
+    if predictions is None or (isinstance(predictions, Answers) and not maximize):
         return None
+    if isinstance(predictions, Answers):
+        return [question_scores(text, own)[1] for text, own in zip(predictions.texts, references, strict=True)]
     wanted = np.asarray(references)
     if maximize:
         return [float(right) for right in predictions.argmax(1) == wanted]
