@@ -61,13 +61,14 @@ def note_memory(owner: Any, name: str) -> None:
 
 def main() -> None:
     RUNNING.append("import")
-    from lorasweep import leaderboard, report, sweep
+    from lorasweep import report, sweep
     from lorasweep.checkpoint import Checkpoints
+    from lorasweep.leaderboard import board as leaderboard
     from lorasweep.search import study
-    from lorasweep.tracking import Tracker
+    from lorasweep.tracking.tracker import Tracker
     from lorasweep.training import pack
     from lorasweep.workbench import Workbench
-    from lorasweep.worker import Worker
+    from lorasweep.worker.loop import Worker
 
     _switch()
     RUNNING.pop()

@@ -10,13 +10,13 @@ from contextlib import closing
 
 from optuna.distributions import BaseDistribution, distribution_to_json
 
-from lorasweep import spool
 from lorasweep.config.home import Folders
 from lorasweep.config.schema import Config, ObjectiveConfig
 from lorasweep.records import TrialRecord, TrialState
 from lorasweep.search.reports import Report, attribute
 from lorasweep.search.space import parse_space
 from lorasweep.search.study import SweepStudy
+from lorasweep.tracking import spool
 
 SPACE = {
     "optimizer.lr": "tag(log, interval(1e-4, 1e-1))",

@@ -20,16 +20,17 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from lorasweep import registry, registry_probe
 from lorasweep.checksums import folder_checksum
 from lorasweep.config.schema import Config
 from lorasweep.data.sources import Split
 from lorasweep.records import TrialRecord, TrialState
-from lorasweep.registry import Candidate, PromotionResult
-from lorasweep.tracking import Tracker
-from lorasweep.tracking_entities import dataset_input
-from lorasweep.tracking_recorded import Recorded
-from lorasweep.tracking_store import open_client
+from lorasweep.registry import probe as registry_probe
+from lorasweep.registry import promote as registry
+from lorasweep.registry.promote import Candidate, PromotionResult
+from lorasweep.tracking.entities import dataset_input
+from lorasweep.tracking.recorded import Recorded
+from lorasweep.tracking.store import open_client
+from lorasweep.tracking.tracker import Tracker
 from trackkit import Counts, Folders, new_folders, search_data, sweep_config
 
 WORDS = [f"word{i}" for i in range(60)]

@@ -20,18 +20,15 @@ LAYERS = [
     ("leaderboard", "registry", "live"),
     ("launchers",),
     ("worker",),
-    ("candidates", "reporting"),
-    ("replay",),
-    ("running",),
     ("workbench",),
     ("search", "tracking", "training", "adapter_model"),
     ("posts",),
-    ("spool", "provenance", "checkpoint", "results"),
+    ("provenance", "checkpoint", "results"),
     ("models", "tasks"),
     ("metrics",),
     ("data",),
     ("config",),
-    ("progress", "failpoints", "failures"),
+    ("progress", "failpoints"),
     ("records", "errors", "stats", "checksums"),
     ("__init__",),
 ]
@@ -55,9 +52,8 @@ OWNERS = {
 
 
 def room_of(relative: Path) -> str:
-    """`training/pack.py` -> `training`; `tracking_view.py` -> `tracking`; `worker.py` -> `worker`."""
-    first = relative.parts[0].removesuffix(".py")
-    return first if first in RANK else first.split("_")[0]
+    """`training/pack.py` -> `training`; `sweep.py` -> `sweep`."""
+    return relative.parts[0].removesuffix(".py")
 
 
 MODULES = sorted(path.relative_to(SOURCE) for path in SOURCE.rglob("*.py"))

@@ -13,10 +13,10 @@ from huggingface_hub import ModelCard
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from lorasweep import registry_export
 from lorasweep.data.sources import Split
 from lorasweep.errors import StorageError, UsageError
-from lorasweep.registry_export import export
+from lorasweep.registry import export as registry_export
+from lorasweep.registry.export import export
 from registrykit import LABELS, Workshop, plain_labels, promote, save_adapter, save_gpt2, texts
 
 
@@ -69,7 +69,7 @@ def test_an_exported_bert_gives_the_logits_of_the_trial(
 @pytest.mark.parametrize("merged", [False, True])
 def test_decoders_with_a_large_local_base(tmp_path: Path, merged: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a padding token of its own, with Conv1D layers, and a base that is named by its path."""
-    from lorasweep import registry_package
+    from lorasweep.registry import package as registry_package
 
     monkeypatch.setattr(registry_package, "SMALL_BASE_BYTES", 10)
     base = save_gpt2(tmp_path / "base")

@@ -16,10 +16,11 @@ from pathlib import Path
 import pytest
 
 from hubkit import hub
-from lorasweep import cli, registry_probe
+from lorasweep import cli
 from lorasweep.config.compose import compose
 from lorasweep.data.demo import demo_reviews
 from lorasweep.data.sources import load_search_data, load_test_split
+from lorasweep.registry import probe as registry_probe
 from serverkit import free_port, stop, wait_until_up
 
 pytestmark = pytest.mark.slow
@@ -187,7 +188,7 @@ def read_csv(path: Path) -> list[dict]:
 def test_a_worse_trial_is_refused_and_force_needs_words(
     home: Path, here: Path, champion: dict, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lorasweep import registry
+    from lorasweep.registry import promote as registry
 
     monkeypatch.setattr(registry, "ask_fresh_process", registry_probe.ask)
     other = next(row for row in rows_of(capsys, "mine") if row["rank"] not in (1, None))["trial"]

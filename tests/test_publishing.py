@@ -12,11 +12,11 @@ from lorasweep.publishing import describe_model, publish
 from lorasweep.records import TrialRecord, TrialState
 from lorasweep.search.space import parse_space
 from lorasweep.search.study import SweepStudy
-from lorasweep.tracking import Tracker
-from lorasweep.tracking_notes import LONGEST_NOTE, Subject, escape, model_note, sweep_note
-from lorasweep.tracking_publish import FINALIST, NOTE
-from lorasweep.tracking_store import open_client
-from lorasweep.tracking_view import PREFIX, VIEWS
+from lorasweep.tracking.notes import LONGEST_NOTE, Subject, escape, model_note, sweep_note
+from lorasweep.tracking.publish import FINALIST, NOTE
+from lorasweep.tracking.store import open_client
+from lorasweep.tracking.tracker import Tracker
+from lorasweep.tracking.views import PREFIX, VIEWS
 from trackkit import Counts, new_folders, search_data, sweep_config
 
 EVIL = "<script>alert(1)</script>|`x`[a](javascript:alert(2))\n# big"

@@ -18,7 +18,7 @@ import pytest
 
 from lorasweep.checkpoint import Checkpoints
 from lorasweep.failpoints import NAMES, VARIABLE
-from lorasweep.spool import is_settled
+from lorasweep.tracking.spool import is_settled
 from smalldisk import small_disk
 from torturekit import MINI, OWN, Command, Left, Nursery, check_agreement, check_same, home_with, left_by
 

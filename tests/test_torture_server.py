@@ -18,7 +18,7 @@ from lorasweep.cli import main
 from lorasweep.config.home import Folders
 from lorasweep.failpoints import VARIABLE
 from lorasweep.search.study import SweepStudy
-from lorasweep.spool import is_settled
+from lorasweep.tracking.spool import is_settled
 from mlflowserver import Server
 from test_torture import ALONE, TRIALS, Whole, run_whole, trains, wait_for
 from torturekit import MINI, Nursery, check_agreement, check_same, home_with, left_by

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from lorasweep import tracking_server
-from lorasweep.tracking_server import RETRIES, TIMEOUT, answers, asked_once, in_short, patient, tame_client
+from lorasweep.tracking import server as tracking_server
+from lorasweep.tracking.server import RETRIES, TIMEOUT, answers, asked_once, in_short, patient, tame_client
 
 
 class Says(BaseHTTPRequestHandler):

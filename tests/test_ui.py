@@ -17,7 +17,7 @@ import pytest
 from lorasweep import ui
 from lorasweep.errors import LorasweepError, UsageError
 from lorasweep.records import TrialRecord, TrialState
-from lorasweep.tracking import Tracker
+from lorasweep.tracking.tracker import Tracker
 from trackkit import Counts, Folders, search_data, sweep_config
 
 SERVE = "import sys; from lorasweep import ui; sys.exit(ui.serve(None, sys.argv[1:2], int(sys.argv[2]), as_json=True))"

@@ -26,7 +26,7 @@ class Counts:
 @functools.cache
 def _template() -> sqlite3.Connection:
     """An empty MLflow database in memory; its migrations take seconds, once a test process."""
-    from lorasweep.tracking import open_client
+    from lorasweep.tracking.tracker import open_client
 
     template = sqlite3.connect(":memory:")
     with tempfile.TemporaryDirectory() as folder:

@@ -1,6 +1,6 @@
 """One sha256 for a folder of files: what a trial leaves is known by it, and a file that was changed later is noticed.
 
-Neighbours: `tracking` (notes it when a trial ends), `registry_package` and `promotion` (check it). Pure.
+Neighbours: `tracking` (notes it when a trial ends), `registry.package` and `promotion` (check it). Pure.
 """
 
 from __future__ import annotations

@@ -241,7 +241,7 @@ def _plan(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def _leaderboard(arguments: argparse.Namespace, overrides: list[str]) -> int:
-    from lorasweep import leaderboard
+    from lorasweep.leaderboard import board as leaderboard
 
     if arguments.json and arguments.csv:
         raise UsageError("--json and --csv both write standard output; leave one of them out")

@@ -10,12 +10,13 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import Any
 
-from lorasweep import failpoints, leaderboard, publishing, report
+from lorasweep import failpoints, publishing, report
 from lorasweep.config import compose
 from lorasweep.errors import LorasweepError
+from lorasweep.leaderboard import board as leaderboard
 from lorasweep.posts import Post
 from lorasweep.search.study import SweepStudy
-from lorasweep.tracking import Tracker
+from lorasweep.tracking.tracker import Tracker
 
 
 def close(study: SweepStudy, tracker: Tracker, post: Post) -> None:
@@ -37,7 +38,7 @@ def close_what_is_open(study: SweepStudy, post: Post) -> None:
     Raises:
         StorageError: MLflow cannot be written; nothing is lost.
     """
-    from lorasweep import tracking_readers
+    from lorasweep.tracking import readers as tracking_readers
 
     tracking_readers.settle(study.folders, study.name)
     if study.closed:

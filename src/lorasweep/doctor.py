@@ -103,7 +103,7 @@ def _storage(folders: Folders) -> list[Finding]:
 
 
 def _server(folders: Folders) -> Finding:
-    from lorasweep.tracking_store import check_server
+    from lorasweep.tracking.store import check_server
 
     try:
         check_server(folders)

@@ -1,6 +1,6 @@
 """The command `export`: a registered model as files for the hub, and to the hub.
 
-Neighbours: `registry_export` (writes), `registry_hub` (uploads), `cli`.
+Neighbours: `registry.export` (writes), `registry.hub` (uploads), `cli`.
 """
 
 from __future__ import annotations
@@ -8,10 +8,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from lorasweep import registry_export, registry_hub
 from lorasweep.config import compose
 from lorasweep.config.home import Home
 from lorasweep.errors import UsageError
+from lorasweep.registry import export as registry_export
+from lorasweep.registry import hub as registry_hub
 from lorasweep.search.whereabouts import kept_where
 
 

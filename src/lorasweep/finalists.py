@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lorasweep.errors import LorasweepError, StorageError
-from lorasweep.leaderboard import Leaderboard, rank
+from lorasweep.leaderboard.board import Leaderboard, rank
 from lorasweep.records import TrialRecord, TrialState
 from lorasweep.search.finals import SEED_KEY, FinalsStudy
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from lorasweep.posts import Post
     from lorasweep.progress import Progress
     from lorasweep.search.study import SweepStudy
-    from lorasweep.tracking import Tracker
+    from lorasweep.tracking.tracker import Tracker
     from lorasweep.workbench import Workbench
 
 PART = "finalists"  # of a sweep's checkpoints
@@ -114,9 +114,9 @@ def run(
     if not left(study):
         return
     from lorasweep.launchers import local
-    from lorasweep.tracking import Tracker
-    from lorasweep.tracking_runs import Series
-    from lorasweep.worker import Worker
+    from lorasweep.tracking.runs import Series
+    from lorasweep.tracking.tracker import Tracker
+    from lorasweep.worker.loop import Worker
 
     finals = FinalsStudy.of(study, create=True)
     assert finals is not None

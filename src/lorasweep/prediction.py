@@ -1,7 +1,7 @@
 """The command `predict`: texts from the command line, standard input or a table; labels with probabilities out.
 
 Rows are answered in blocks, so that output of a long table starts at once and what a closed pipe no longer wants is
-not computed. Neighbours: `registry_serve` (the model), `data.files` (tables in any format we read), `cli`.
+not computed. Neighbours: `registry.serve` (the model), `data.files` (tables in any format we read), `cli`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from lorasweep.config import compose
 from lorasweep.config.home import Home
 from lorasweep.config.schema import DataConfig
 from lorasweep.errors import UsageError, nearest
-from lorasweep.registry_serve import Served
+from lorasweep.registry.serve import Served
 from lorasweep.search.whereabouts import kept_where
 
 BLOCK_ROWS = 512

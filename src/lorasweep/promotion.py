@@ -2,7 +2,7 @@
 
 The only caller of `load_test_split`. A trial is promoted as it was trained: its config, class names and checkpoint are
 those that its run recorded, whatever the sweep file says today and wherever the training file went.
-Neighbours: `search.study` (which trial), `tracking_recorded` (what it was), `registry` (the gate), `cli`.
+Neighbours: `search.study` (which trial), `tracking.recorded` (what it was), `registry` (the gate), `cli`.
 """
 
 from __future__ import annotations
@@ -13,24 +13,25 @@ from dataclasses import replace
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
-from lorasweep import finalists, publishing, registry, results
+from lorasweep import finalists, publishing, results
 from lorasweep.config import compose
 from lorasweep.config.home import Home
 from lorasweep.config.schema import GROUPS, Config
 from lorasweep.errors import DataError, LorasweepError, PromotionRefused, UsageError
 from lorasweep.records import TrialRecord
-from lorasweep.registry import PromotionResult
-from lorasweep.registry_alias import who
+from lorasweep.registry import promote as registry
+from lorasweep.registry.alias import who
+from lorasweep.registry.promote import PromotionResult
 from lorasweep.search.study import SweepStudy
 from lorasweep.search.whereabouts import kept_where
 from lorasweep.stats import Results
-from lorasweep.tracking_recorded import Recorded
+from lorasweep.tracking.recorded import Recorded
 
 if TYPE_CHECKING:
     import numpy as np
 
     from lorasweep.data.sources import Split
-    from lorasweep.registry_serve import Score
+    from lorasweep.registry.serve import Score
     from lorasweep.tasks import Task
 
 

@@ -1,20 +1,20 @@
 """Keeps MLflow's page about a sweep current: its saved views, its descriptions, and those of its registered model.
 
 Called when a sweep ends, when `lorasweep ui` opens it and when a model of it is promoted, so that a running sweep's
-page is current whenever it is opened by us. Neighbours: `leaderboard` (rows), `tracking_publish` (stores); `sweep`,
+page is current whenever it is opened by us. Neighbours: `leaderboard` (rows), `tracking.publish` (stores); `sweep`,
 `ui` and `promotion` call.
 """
 
 from __future__ import annotations
 
-from lorasweep import tracking_publish
 from lorasweep.config.home import Folders
-from lorasweep.leaderboard import Leaderboard
+from lorasweep.leaderboard.board import Leaderboard
 from lorasweep.records import TrialState
 from lorasweep.search.study import SweepStudy
-from lorasweep.tracking_notes import Subject, model_note, sweep_note
-from lorasweep.tracking_publish import Place
-from lorasweep.tracking_view import USUAL_KEYS, Shown
+from lorasweep.tracking import publish as tracking_publish
+from lorasweep.tracking.notes import Subject, model_note, sweep_note
+from lorasweep.tracking.publish import Place
+from lorasweep.tracking.views import USUAL_KEYS, Shown
 
 BEST_SHOWN = 5  # trials in the view Finalists, where the sweep repeats none
 

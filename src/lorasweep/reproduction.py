@@ -2,7 +2,7 @@
 
 Nothing is stored: no study, no run; the trial trains alone in a pack of one. Alone on the same machine and versions,
 a trial that trained alone comes out with the same bits; one that trained beside others differs in the last of them.
-Neighbours: `tracking_recorded` (what the run says), `workbench`, `training.pack` (the loop), `cli`.
+Neighbours: `tracking.recorded` (what the run says), `workbench`, `training.pack` (the loop), `cli`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from lorasweep.config.schema import Config
 from lorasweep.errors import DataError, ModelError, StorageError, TrialFailed, UsageError
 from lorasweep.models.unchanged import changed_base
 from lorasweep.search.study import SweepStudy
-from lorasweep.tracking_recorded import Recorded
+from lorasweep.tracking.recorded import Recorded
 
 if TYPE_CHECKING:
     from lorasweep.config.home import Folders

@@ -3,7 +3,7 @@
 `results/trial-00007.safetensors` beside the sweep's spool: labels, probabilities (float32, as the metrics were computed
 from them) and losses, so that every metric can be computed again, and any two trials of a sweep be compared row by row.
 Written whole or not at all, before the study hears of the trial's end. Neighbours: `stats` (what reads are for),
-`reporting` (writes), `leaderboard` (reads). Without torch, so that a leaderboard needs none.
+`outcomes` (writes), `leaderboard` (reads). Without torch, so that a leaderboard needs none.
 """
 
 from __future__ import annotations

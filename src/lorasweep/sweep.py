@@ -13,12 +13,13 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from lorasweep import closing, finalists, forking, leaderboard, live, posts
+from lorasweep import closing, finalists, forking, live, posts
 from lorasweep.config import address, compose
 from lorasweep.config.home import Folders, Home
 from lorasweep.config.schema import GROUPS, TRIAL_GROUPS, Config
 from lorasweep.errors import LorasweepError
 from lorasweep.launchers.local import prepare
+from lorasweep.leaderboard import board as leaderboard
 from lorasweep.posts import Post
 from lorasweep.prechecks import (
     check_adapters,
@@ -212,7 +213,7 @@ def check_server(folders: Folders) -> None:
         StorageError: it is not, or does not let us in.
     """
     if folders.server is not None:
-        from lorasweep import tracking_store
+        from lorasweep.tracking import store as tracking_store
 
         tracking_store.check_server(folders)
 
@@ -232,8 +233,8 @@ def _launch(
     only: Asked | None = None,
 ) -> None:
     from lorasweep.launchers import local
-    from lorasweep.tracking import Tracker
-    from lorasweep.worker import Worker
+    from lorasweep.tracking.tracker import Tracker
+    from lorasweep.worker.loop import Worker
 
     def composer(params: dict[str, Any]) -> Config:
         return compose.compose_trial(overrides, study.sweep_file, params, home)

@@ -1,7 +1,7 @@
 """`lorasweep ui`: MLflow's own page on 127.0.0.1, opened at a sweep's saved leaderboard.
 
 What a dead process left in the spool is sent to MLflow first, so that the page shows everything that was reported.
-Neighbours: `tracking_readers` (replay, experiments), `tracking_view` (the address), `publishing`,
+Neighbours: `tracking.readers` (replay, experiments), `tracking.views` (the address), `publishing`,
 `cli` (calls).
 """
 
@@ -41,10 +41,10 @@ def serve(
         UsageError: nothing was tracked here yet, no such sweep, or no free port.
         LorasweepError: the server does not start.
     """
-    from lorasweep import tracking_readers
     from lorasweep.config.compose import tracking_place
     from lorasweep.config.home import Home
-    from lorasweep.tracking_view import VIEWS, address
+    from lorasweep.tracking import readers as tracking_readers
+    from lorasweep.tracking.views import VIEWS, address
 
     folders = where_tracked(tracking_place(overrides, Home.find()), name)
     sweep, experiment_id = find_sweep(folders, name)
@@ -102,7 +102,7 @@ def find_sweep(folders: Folders, name: str | None) -> tuple[str, str]:
     Raises:
         UsageError: there is none; names those that there are.
     """
-    from lorasweep import tracking_readers
+    from lorasweep.tracking import readers as tracking_readers
 
     where = folders.server or folders.mlflow_db.parent
     if folders.server is None and not folders.mlflow_db.exists():
@@ -116,7 +116,7 @@ def find_sweep(folders: Folders, name: str | None) -> tuple[str, str]:
 
 def command(folders: Folders, port: int) -> list[str]:
     """The command line of the server. One worker: a page for one person needs no four processes of 300 MB."""
-    from lorasweep.tracking_store import database_uri
+    from lorasweep.tracking.store import database_uri
 
     mlflow = [sys.executable, "-m", "mlflow", "ui", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     return [*mlflow, "--backend-store-uri", database_uri(folders)]

@@ -147,7 +147,7 @@ class Workbench:
         compared with. `number`: a trial that has just entered the pack. Measured once for each base, data and seed,
         which draws the head, and kept on disk; empty where there is no base, or where it cannot be measured now."""
         from lorasweep.models.base import base_key
-        from lorasweep.tracking_files import write_text
+        from lorasweep.tracking.files import write_text
         from lorasweep.training.pack import Pack
 
         if not isinstance(pack, Pack):

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lorasweep import spool
 from lorasweep.config.home import Folders
 from lorasweep.config.schema import TrainConfig
 from lorasweep.report import cost, objective, tables
 from lorasweep.report.material import Material, read_curves, some, thin
 from lorasweep.report.plotly_page import log_marks, short
+from lorasweep.tracking import spool
 from made_sweep import build
 
 

@@ -8,11 +8,11 @@ import optuna
 import pytest
 from test_study import HOME, ask, folders, make_config, record  # noqa: F401  (folders is a fixture)
 
-from lorasweep import leaderboard
 from lorasweep.config.compose import compose
 from lorasweep.config.home import Folders
 from lorasweep.config.schema import ObjectiveConfig
 from lorasweep.errors import ConfigError, TrialFailed
+from lorasweep.leaderboard import board as leaderboard
 from lorasweep.records import TrialState
 from lorasweep.search.objectives import Goals, read_constraint
 from lorasweep.search.space import parse_space

@@ -9,9 +9,9 @@ import optuna
 import pytest
 from test_study import HOME, Asked, ask, folders, make_config, record  # noqa: F401  (folders is a fixture)
 
-from lorasweep import leaderboard
 from lorasweep.config.home import Folders
 from lorasweep.errors import ConfigError, UsageError
+from lorasweep.leaderboard import board as leaderboard
 from lorasweep.records import TrialState
 from lorasweep.search.space import parse_space
 from lorasweep.search.study import SweepStudy

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from lorasweep.config.schema import LauncherConfig
-from lorasweep.worker import Worker
+from lorasweep.worker.loop import Worker
 
 # glibc's mallopt parameters (malloc.h). Large activations would otherwise be mapped and unmapped at every step,
 # which costs a page fault for each 4 KiB; kept in the heap they are reused. Measured in docs/performance.md.

@@ -2,7 +2,7 @@
 
 Reads the study and the local spool alone, so it works while a sweep runs and opens without a network; how each picture
 is read stands in docs/report.md. Rooms: `material` (what is read), `objective`, `curves`, `space`, `quality` (drawn),
-`tables`, `cost` (told), `page` and `plotly_page` (HTML), `png` (files). Neighbours: `leaderboard`, `tracking_files`
+`tables`, `cost` (told), `page` and `plotly_page` (HTML), `png` (files). Neighbours: `leaderboard`, `tracking.files`
 (keeps a copy on the sweep's own run), `cli` and `sweep` (call).
 """
 
@@ -40,7 +40,7 @@ def attach(study: SweepStudy, folders: Folders, out: Path | None = None) -> Path
     Raises:
         StorageError: the file cannot be written, or MLflow has no run of this sweep.
     """
-    from lorasweep import tracking_files
+    from lorasweep.tracking import files as tracking_files
 
     path = (out or folders.sweep(study.name) / "report.html").resolve()
     path = path / "report.html" if path.is_dir() else path

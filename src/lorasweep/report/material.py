@@ -13,12 +13,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from lorasweep import leaderboard, results, spool
+from lorasweep import results
 from lorasweep.config.home import Folders
 from lorasweep.config.schema import ObjectiveConfig
+from lorasweep.leaderboard import board as leaderboard
 from lorasweep.records import TrialRecord, TrialState
 from lorasweep.search.study import SweepStudy
 from lorasweep.stats import Results
+from lorasweep.tracking import spool
 
 MOST_CURVES = 100  # trials whose curves are drawn; more lines are a blot
 MOST_CURVE_POINTS = 80  # of one line

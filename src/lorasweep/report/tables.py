@@ -12,10 +12,10 @@ from typing import Any
 
 import yaml
 
-from lorasweep import spool
-from lorasweep.leaderboard_table import explained
+from lorasweep.leaderboard.table import explained
 from lorasweep.records import TrialRecord
 from lorasweep.report.material import Material
+from lorasweep.tracking import spool
 
 SURE = ("95% interval", "against the first")
 FACTS = {"peak_memory_bytes": "peak memory, bytes", "cost": "cost"}

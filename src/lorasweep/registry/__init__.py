@@ -1,0 +1,1 @@
+"""The model registry: the gate that a trial passes, its packaging, its proof, and what serves it."""

@@ -1,0 +1,1 @@
+"""MLflow: runs, metrics, artifacts, and the page that people browse. `tracker` is what a worker talks to."""
