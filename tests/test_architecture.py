@@ -21,7 +21,7 @@ LAYERS = [
     ("launchers",),
     ("worker",),
     ("workbench",),
-    ("search", "tracking", "training", "adapter_model"),
+    ("search", "tracking", "training"),
     ("posts",),
     ("provenance", "checkpoint", "results"),
     ("models", "tasks"),
@@ -37,7 +37,7 @@ RANK = {room: depth for depth, rooms in enumerate(LAYERS) for room in rooms}
 # library -> the only rooms or modules that may import it
 OWNERS = {
     "optuna": {"search"},
-    "mlflow": {"tracking", "registry", "adapter_model"},
+    "mlflow": {"tracking", "registry"},
     "ray": {"launchers/ray"},
     "hydra": {"config", "search/space", "cli"},
     "omegaconf": {"config", "search/space", "cli"},

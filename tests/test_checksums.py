@@ -5,8 +5,8 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from lorasweep import adapter_model
 from lorasweep.checksums import folder_checksum
+from lorasweep.registry import adapter_model
 
 
 def test_a_folder_is_known_by_names_and_contents(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ BLOCK_BYTES = 2**20
 def folder_checksum(place: Path) -> str:
     """sha256 (hex) over the names and contents of all files below a folder, hidden ones aside, or of one file.
 
-    `adapter_model.folder_checksum` is the same, for models that must do without us; a test holds the two together.
+    `registry.adapter_model.folder_checksum` is the same for models, which must do without us; a test compares.
     """
     files = [place] if place.is_file() else sorted(path for path in place.rglob("[!.]*") if path.is_file())
     whole = hashlib.sha256()

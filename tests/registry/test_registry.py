@@ -16,12 +16,12 @@ from mlflow import MlflowClient
 from peft import PeftModel
 from transformers import AutoModelForSequenceClassification, BertForSequenceClassification
 
-from lorasweep.adapter_model import as_texts
 from lorasweep.data.sources import Split
 from lorasweep.errors import ConfigError, PromotionRefused, StorageError, UsageError
 from lorasweep.records import TrialRecord, TrialState
 from lorasweep.registry import package as registry_package
 from lorasweep.registry import promote as registry
+from lorasweep.registry.adapter_model import as_texts
 from lorasweep.registry.promote import choose, rollback
 from lorasweep.tracking.store import database_uri, open_client
 from registrykit import (

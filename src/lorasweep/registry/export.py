@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lorasweep.adapter_model import silent_loading
 from lorasweep.errors import StorageError, UsageError
 from lorasweep.registry import card as registry_card
+from lorasweep.registry.adapter_model import silent_loading
 from lorasweep.registry.card import CARD, Facts
 from lorasweep.registry.package import quiet
 from lorasweep.registry.serve import known_models, mlflow_here

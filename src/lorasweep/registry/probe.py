@@ -3,7 +3,7 @@
 `registry.serve` runs this file by its path, so it stands alone: MLflow and what the models name are all it imports,
 and an import of lorasweep is refused while it runs, so that a model that needs us is found before it is promoted.
 
-    python registry_probe.py REQUEST.json ANSWER.json
+    python probe.py REQUEST.json ANSWER.json
 
 REQUEST: {"models": {model: {"uri": uri, "tables": [table, …]}}, "tables": {table: {"text": […], "pair": […]}}};
 ANSWER: {model: {table: {"columns": […], "values": [[…], …]}}} with the answer's columns, or {model: {"error": text}}.

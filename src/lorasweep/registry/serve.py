@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from lorasweep.data.sources import Split
 
 PREFIX = "probability_"
-PROBE = Path(__file__).with_name("registry_probe.py")
+PROBE = Path(__file__).with_name("probe.py")
 Score = Callable[["np.ndarray", "np.ndarray"], dict[str, float]]
 Ask = Callable[[dict[str, Any]], dict[str, Any]]
 
