@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from pathlib import Path
@@ -13,10 +14,21 @@ from huggingface_hub import ModelCard
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from lorasweep import cli, exporting, results
+from lorasweep.config import compose
+from lorasweep.config.home import Home
+from lorasweep.data import sources
 from lorasweep.data.sources import Split
 from lorasweep.errors import StorageError, UsageError
 from lorasweep.registry import export as registry_export
+from lorasweep.registry import hub as registry_hub
+from lorasweep.registry import package as registry_package
+from lorasweep.registry import trial as registry_trial
 from lorasweep.registry.export import export
+from lorasweep.search.study import SweepStudy
+from lorasweep.stats import Results
+from lorasweep.tasks import make_task
+from lorasweep.tracking.recorded import Recorded
 from registrykit import LABELS, Workshop, plain_labels, promote, save_adapter, save_gpt2, texts
 
 
@@ -170,3 +182,173 @@ def test_an_adapter_over_a_hub_base_names_it(tmp_path: Path, bert: Any) -> None:
     assert "'owner/base', revision='abc', num_labels=3" in text and "PeftModel.from_pretrained(base, 'me/mine')" in text
     assert "0.5000 (0.4000 to 0.6000)" in text and "4-bit" in text and "['its second text']" in text
     assert json.dumps(card.data.to_dict())
+
+
+# -- trials that were never registered --------------------------------------------------------------------------------
+
+SWEEP = """# @package _global_
+defaults:
+  - override /model: {model}
+  - override /data: {data}
+  - override /task: {task}
+  - override /adapter: {adapter}
+data: {{demo_rows: 48, max_length: {length}}}
+task: {{stride: 16}}
+train: {{max_steps: 6, eval_every_steps: 3, batch_size: 4}}
+launcher: {{slots: 2}}
+sweep:
+  trials: 2
+  objective: {{metric: {metric}}}
+  space: {{optimizer.lr: "choice(0.003, 0.006)"}}
+"""
+TRIALS = {
+    "prompted": {"model": "tiny_decoder", "data": "demo_reviews", "task": "instruct", "adapter": "lora", "length": 256},
+    "marked": {"model": "tiny_encoder", "data": "demo_qa", "task": "qa_extractive", "adapter": "lora", "length": 64},
+    "whole": {"model": "tiny_encoder", "data": "demo_reviews", "task": "classify", "adapter": "full", "length": 48},
+}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home with a small sweep of each kind."""
+    home = tmp_path_factory.mktemp("trials")
+    (home / "sweeps").mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LORASWEEP_HOME", str(home))
+        patch.chdir(home)
+        for name, parts in TRIALS.items():
+            metric = "eval/f1" if name == "marked" else "eval/accuracy"
+            (home / "sweeps" / f"{name}.yaml").write_text(SWEEP.format(**parts, metric=metric))
+            assert cli.main(["sweep", name]) == 0
+    return home
+
+
+@pytest.fixture
+def home(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
+    monkeypatch.setenv("LORASWEEP_HOME", str(trained))
+    monkeypatch.chdir(tmp_path)
+
+    def sealed(*_: Any) -> None:
+        raise AssertionError("the test split was opened")
+
+    monkeypatch.setattr(sources, "load_test_split", sealed)
+    return Home.find()
+
+
+def of_trial(home: Home, sweep: str, trial: int) -> tuple[Recorded, Split, Results]:
+    """(the run, its validation rows, what its checkpoint answered on them)."""
+    study = SweepStudy.load(compose.tracking_place([], home), sweep)
+    record = next(record for record in study.records() if record.trial == trial)
+    recorded = Recorded.read(study.folders, record.run_id)
+    kept = results.read(study.folders, sweep, trial)
+    assert kept is not None
+    return recorded, sources.load_validation_split(recorded.config.data, recorded.label_names), kept
+
+
+def readme(folder: Path, **given: str) -> dict[str, Any]:
+    """The names that the README's code leaves, with our values in place of its examples."""
+    code = re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+    assert code is not None
+    text = code.group(1)
+    for example, value in given.items():
+        assert repr(example.replace("_", " ")) in text
+        text = text.replace(repr(example.replace("_", " ")), repr(value))
+    names: dict[str, Any] = {}
+    exec(text, names)  # what a reader copies
+    return names
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("merged", [False, True])
+def test_a_prompted_trial_answers_as_it_did_in_its_evaluation(home: Home, tmp_path: Path, merged: bool) -> None:
+    assert cli.main(["export", "prompted", "out", "--trial", "1", *(["--merged"] if merged else [])]) == 0
+    recorded, rows, kept = of_trial(home, "prompted", 1)
+    for number in (0, 3, 5):
+        said = readme(Path("out"), a_text=rows.texts[number])
+        told = torch.from_numpy(kept.probabilities[number])
+        torch.testing.assert_close(said["probabilities"], told, atol=1e-5, rtol=1e-4)
+        assert said["answer"] == recorded.label_names[int(kept.predicted[number])]
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert card.data.pipeline_tag == "text-generation"
+    assert "It was not scored on a test split" in card.text and "### Instruction:" in card.text
+    accuracy = re.search(r"\| accuracy \| (\S+) \(", card.text)
+    assert accuracy is not None and float(accuracy[1]) == pytest.approx(float(kept.correct.mean()), abs=1e-4)
+    assert ("base" in {path.name for path in Path("out").iterdir()}) != merged
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("merged", [False, True])
+def test_an_extractive_trial_marks_what_it_did_in_its_evaluation(
+    home: Home, merged: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    best = ["export", "marked", "out", "--best", "--json", *(["--merged"] if merged else [])]
+    assert cli.main(best) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["kind"] == ("merged" if merged else "adapter") and "README.md" in document["files"]
+    recorded, rows, kept = of_trial(home, "marked", document["trial"])
+    assert rows.pairs is not None and kept.losses is not None
+    said = readme(Path("out"), a_question=rows.texts[0], its_context=rows.pairs[0])
+    assert said["answer"] in rows.pairs[0]
+    task = make_task(recorded.config, recorded.label_names)
+    exam = task.exam(rows, said["tokenizer"], recorded.config.data, None).rows
+    for window in range(6):
+        part = slice(int(exam.offsets[window]), int(exam.offsets[window + 1]))
+        types = {} if exam.type_ids is None else {"token_type_ids": exam.type_ids[part][None]}
+        with torch.no_grad():
+            out = said["model"](input_ids=exam.ids[part][None], **types)
+        logits = torch.stack([out.start_logits, out.end_logits], -1)
+        loss = float(task.unit_losses(logits, exam.labels[window : window + 1]))
+        assert loss == pytest.approx(float(kept.losses[window]), abs=1e-4)
+
+
+@pytest.mark.slow
+def test_a_full_checkpoint_is_copied_and_needs_no_base(
+    home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry_hub, "check", lambda repo: None)
+    monkeypatch.setattr(registry_hub, "push", lambda *given: f"{given[1]}: {given[2]}")
+    document = exporting.export("whole", "out", [], repo="me/mine", trial=0)
+    assert document["commit"] == ("me/mine: trial 0 of sweep whole, exported by lorasweep (merged)")
+    assert "from_pretrained('me/mine')" in Path("out/README.md").read_text()
+    exporting.export("whole", "again", [], trial=0)
+    recorded, rows, kept = of_trial(home, "whole", 0)
+    logits, said = opened_by_its_readme(tmp_path / "again", rows.texts, monkeypatch)
+    torch.testing.assert_close(logits.softmax(-1), torch.from_numpy(kept.probabilities), atol=1e-4, rtol=1e-4)
+    assert said == [recorded.label_names[int(best)] for best in kept.predicted]
+
+
+@pytest.mark.slow
+def test_a_prompted_adapter_over_a_large_local_base_is_not_pushed(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry_package, "SMALL_BASE_BYTES", 10)
+    monkeypatch.setattr(registry_hub, "check", lambda repo: None)
+    with pytest.raises(UsageError, match="was written and not pushed"):
+        exporting.export("prompted", "out", [], repo="me/mine", trial=0)
+    assert not Path("out/base").exists() and "tiny_decoder'" in Path("out/README.md").read_text()
+
+
+@pytest.mark.slow
+def test_trials_that_cannot_be_exported_are_refused(home: Home, capsys: pytest.CaptureFixture[str]) -> None:
+    recorded, _, _ = of_trial(home, "prompted", 0)
+    for words, told in (
+        (["prompted", "out", "--trial", "7"], "there is no trial 7; trials of this sweep: 0 to 1"),
+        (["promptd", "out", "--best"], "did you mean `prompted`"),
+        (["prompted", "out", "--trial", "0", "adapter.r=64"], "would be another trial"),
+    ):
+        assert cli.main(["export", *words]) == 2
+        assert told in capsys.readouterr().err
+    for group, kind in (("model", "bag_of_words"), ("adapter", "none")):
+        study = SweepStudy.load(compose.tracking_place([], home), "prompted")
+        config = copy.deepcopy(recorded.config)
+        getattr(config, group).kind = kind
+        with pytest.raises(UsageError, match=f"{group}.kind={kind}"):
+            registry_trial.export(registry_trial.Source(study.records()[0], recorded, config), Path("out"), False)
+    with recorded.artifact("adapter") as adapter:
+        weights = adapter / "adapter_model.safetensors"
+        raw = weights.read_bytes()
+        weights.write_bytes(raw[:-1] + bytes([raw[-1] ^ 1]))
+        try:
+            assert cli.main(["export", "prompted", "out", "--trial", "0"]) != 0
+        finally:
+            weights.write_bytes(raw)
+    assert "was changed after the trial ended" in capsys.readouterr().err
+    assert not Path("out").exists() and not list(Path().glob(".lorasweep-*"))

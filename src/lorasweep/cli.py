@@ -171,9 +171,16 @@ def _add_registry_commands(command: Callable[..., argparse.ArgumentParser]) -> N
     predict.add_argument("--pair-column", metavar="NAME", help="its column of second texts, for models of pairs")
     predict.add_argument("--csv-out", action="store_true", help="print csv with all probabilities; so does --csv")
     predict.add_argument("--base", metavar="PATH", help="where the model's base lies, if it was moved")
-    export = command("export", _export, "write a registered model as Hugging Face files, ready for the hub")
-    export.add_argument("name", help="a registered model: NAME (its champion), NAME@ALIAS or NAME/VERSION")
+    export = command("export", _export, "write a registered model, or a trial, as Hugging Face files for the hub")
+    export.add_argument(
+        "name", help="a registered model: NAME (its champion), NAME@ALIAS or NAME/VERSION; with --trial: a sweep"
+    )
     export.add_argument("folder", help="a folder that does not exist yet")
+    which = export.add_mutually_exclusive_group()
+    which.add_argument(
+        "--trial", type=_trial, metavar="N", help="this trial of the sweep NAME, of any task, registered or not"
+    )
+    which.add_argument("--best", dest="trial", action="store_const", const="best", help="the leaderboard's first trial")
     export.add_argument("--merged", action="store_true", help="one checkpoint instead of an adapter beside its base")
     export.add_argument("--push-to-hub", metavar="REPO", help="upload it to this repository of the Hugging Face hub")
     export.add_argument("--private", action="store_true", help="make that repository private, if it is new")
@@ -193,6 +200,10 @@ def _number(text: str) -> int:
     if not text.isascii() or not text.isdigit():
         raise argparse.ArgumentTypeError(f"a trial's number is needed, got {text!r}")
     return int(text)
+
+
+def _trial(text: str) -> int | str:
+    return text if text == "best" else _number(text)
 
 
 def _print_json(document: dict[str, Any]) -> None:
@@ -314,6 +325,7 @@ def _export(arguments: argparse.Namespace, overrides: list[str]) -> int:
         repo=arguments.push_to_hub,
         private=arguments.private,
         base=arguments.base,
+        trial=arguments.trial,
     )
     if arguments.json:
         _print_json(document)

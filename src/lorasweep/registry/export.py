@@ -1,12 +1,14 @@
 """A registered model as plain Hugging Face files: a merged checkpoint, or the PEFT adapter, with tokenizer and card.
 
 What is written needs neither MLflow nor lorasweep. A small base that is not on the hub goes along in `base/`.
-Neighbours: `registry.card` (what the card says), `adapter_model` (loads and checks the model), `registry.hub` (pushes).
+Neighbours: `registry.card` (what the card says), `registry.usage` (the code in it), `adapter_model` (loads and checks
+the model), `registry.trial` (exports what was never registered), `registry.hub` (pushes).
 """
 
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 import tempfile
@@ -21,24 +23,25 @@ from lorasweep.errors import StorageError, UsageError
 from lorasweep.registry import card as registry_card
 from lorasweep.registry.adapter_model import silent_loading
 from lorasweep.registry.card import CARD, Facts
-from lorasweep.registry.package import quiet
+from lorasweep.registry.package import copy_base, quiet
 from lorasweep.registry.serve import known_models, mlflow_here
+from lorasweep.registry.usage import PACKED_BASE, PIPELINES, snippet
 from lorasweep.tracking.store import local_folder, open_client, readable_errors
 
 if TYPE_CHECKING:
     from lorasweep.config.home import Folders
 
 ADDRESS = re.compile(r"(?:models:/)?(?P<name>[^/@:]+)(?:@(?P<alias>[^/@]+)|/(?P<version>\d+))?")
-PACKED_BASE = "base"  # the folder of a base that goes along
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written. `kind`: merged or adapter; `base_here_alone`: the adapter's base is a large local folder."""
+    """What was written. `version` of the registered `model`, None: the trial of the sweep `model`, which is in `facts`.
+    `kind`: merged or adapter; `base_here_alone`: the adapter's base is a large local folder."""
 
     folder: Path
     model: str
-    version: str
+    version: str | None
     kind: str
     facts: Facts
     base_here_alone: bool
@@ -46,8 +49,15 @@ class Exported:
     def to_json(self) -> dict[str, Any]:
         """A dict of JSON types."""
         files = sorted(path.relative_to(self.folder).as_posix() for path in self.folder.rglob("*") if path.is_file())
-        named = {"folder": str(self.folder), "model": self.model, "version": self.version, "kind": self.kind}
-        return {**named, "files": files}
+        own: dict[str, Any] = {"model": self.model, "version": self.version}
+        if self.version is None:
+            own = {"sweep": self.facts.sweep, "trial": self.facts.trial, "run_id": self.facts.run_id}
+        return {"folder": str(self.folder), **own, "kind": self.kind, "files": files}
+
+    def __str__(self) -> str:
+        if self.version is None:
+            return f"trial {self.facts.trial} of sweep {self.facts.sweep}"
+        return f"version {self.version} of {self.model}"
 
 
 def export(
@@ -62,35 +72,46 @@ def export(
         UsageError: no such model; a target that is not empty.
         StorageError: the model's files cannot be read, or were changed since it was registered.
     """
+    with new_folder(target) as written, _model_folder(folders, address) as (package, name, version):
+        facts = Facts.load(package)
+        whole = merged or facts.kind == "full"
+        settings = _settings(package)
+        if base is not None and not (facts.base_on_hub or facts.base_packed):
+            settings["base_model"] = base
+        python_model = _load(package, whole, base)
+        packed = package / "artifacts" / "base"
+        source = settings.get("base_model") or (str(packed) if packed.is_dir() else None)
+        settings["own_dtype"] = own_dtype(source, settings)
+        settle_padding(python_model.tokenizer)
+        if whole:
+            write_merged(python_model.model, python_model.tokenizer, written, settings["own_dtype"])
+        else:
+            write_adapter(package / "artifacts" / "adapter", packed, written, settings)
+        python_model.tokenizer.save_pretrained(str(written))
+        kind = "merged" if whole else "adapter"
+        (written / CARD).write_text(card(facts, kind, repo or target.name, settings), encoding="utf-8")
+    here_alone = kind == "adapter" and not facts.base_on_hub and not facts.base_packed
+    return Exported(target.expanduser(), name, version, kind, facts, here_alone)
+
+
+@contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """A folder to write into, which becomes `target` at the end, or vanishes where there was an error.
+
+    Raises:
+        UsageError: the target exists and is not an empty folder.
+    """
     target = target.expanduser()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UsageError(f"{target} exists and is not an empty folder; name another one")
     target.parent.mkdir(parents=True, exist_ok=True)
-    with _model_folder(folders, address) as (package, name, version):
-        facts = Facts.load(package)
-        with tempfile.TemporaryDirectory(prefix=".lorasweep-", dir=target.parent) as temporary:
-            written = Path(temporary) / "export"
-            written.mkdir()
-            whole = merged or facts.kind == "full"
-            settings = _settings(package)
-            if base is not None and not (facts.base_on_hub or facts.base_packed):
-                settings["base_model"] = base
-            python_model = _load(package, whole, base)
-            settings["own_dtype"] = _own_dtype(package, settings)
-            _settle_padding(python_model.tokenizer)
-            if whole:
-                _write_merged(python_model, written, settings["own_dtype"])
-            else:
-                _write_adapter(package, written, settings)
-            python_model.tokenizer.save_pretrained(str(written))
-            kind = "merged" if whole else "adapter"
-            place = repo or target.name
-            (written / CARD).write_text(card(facts, kind, place, settings), encoding="utf-8")
-            if target.is_dir():
-                target.rmdir()
-            written.rename(target)
-    here_alone = kind == "adapter" and not facts.base_on_hub and not facts.base_packed
-    return Exported(target, name, version, kind, facts, here_alone)
+    with tempfile.TemporaryDirectory(prefix=".lorasweep-", dir=target.parent) as temporary:
+        written = Path(temporary) / "export"
+        written.mkdir()
+        yield written
+        if target.is_dir():
+            target.rmdir()
+        written.rename(target)
 
 
 # -- the model's own files --------------------------------------------------------------------------------------------
@@ -154,7 +175,7 @@ def _load(package: Path, whole: bool, base: str | None) -> Any:
         ) from error
 
 
-def _settle_padding(tokenizer: Any) -> None:
+def settle_padding(tokenizer: Any) -> None:
     """Decoders pool the last token that is no padding: where rows end with the padding token, because that is also the
     end of text, another token pads."""
     if tokenizer("a")["input_ids"][-1:] != [tokenizer.pad_token_id]:
@@ -165,12 +186,10 @@ def _settle_padding(tokenizer: Any) -> None:
     )
 
 
-def _own_dtype(package: Path, settings: dict[str, Any]) -> str | None:
-    """The type that the base is stored in, where the trial's products had it too; None: float32."""
+def own_dtype(source: str | None, settings: dict[str, Any]) -> str | None:
+    """The type that the base at `source` is stored in, where the trial's products had it too; None: float32."""
     from transformers import AutoConfig
 
-    packed = package / "artifacts" / "base"
-    source = settings.get("base_model") or (str(packed) if packed.is_dir() else None)
     if source is None:
         return None
     trusted = bool(settings.get("trust_remote_code"))
@@ -179,25 +198,24 @@ def _own_dtype(package: Path, settings: dict[str, Any]) -> str | None:
     return name if name == settings.get("dtype") else None
 
 
-def _write_merged(python_model: Any, written: Path, dtype: str | None) -> None:
+def write_merged(model: Any, tokenizer: Any, written: Path, dtype: str | None) -> None:
     """One checkpoint: the adapter's update in the base's weights, its head in place. Added in float32, then stored as
     `dtype`."""
     import torch
     from peft import PeftModel
 
-    model = python_model.model
     if isinstance(model, PeftModel):
         model = model.merge_and_unload(safe_merge=True)
     if dtype is not None:
         model = model.to(getattr(torch, dtype))
-    model.config.pad_token_id = python_model.tokenizer.pad_token_id
+    model.config.pad_token_id = tokenizer.pad_token_id
     with silent_loading(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # transformers' own deprecations
         model.save_pretrained(str(written))
 
 
-def _write_adapter(package: Path, written: Path, settings: dict[str, Any]) -> None:
-    adapter, base = package / "artifacts" / "adapter", package / "artifacts" / "base"
+def write_adapter(adapter: Path, base: Path, written: Path, settings: dict[str, Any]) -> None:
+    """The adapter's files, naming its base: `settings["base_model"]`, or where that is None `base`, copied along."""
     for path in adapter.iterdir():
         if path.is_file() and path.name != CARD and not path.name.startswith("."):
             shutil.copy2(path, written / path.name)
@@ -207,7 +225,7 @@ def _write_adapter(package: Path, written: Path, settings: dict[str, Any]) -> No
         config |= {"base_model_name_or_path": settings["base_model"], "revision": settings.get("base_revision")}
     else:  # no hub id: a name that could be one might load someone else's model
         config |= {"base_model_name_or_path": f"./{PACKED_BASE}", "revision": None}
-        shutil.copytree(base, written / PACKED_BASE)
+        copy_base(base, written / PACKED_BASE)
     config_file.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
 
 
@@ -227,70 +245,26 @@ def _metadata(facts: Facts, kind: str) -> Any:
     hub_id = facts.data.get("hub_id")
     results = [
         EvalResult(
-            task_type="text-classification",
+            task_type=PIPELINES[facts.head],
             dataset_type=hub_id or "private",
             dataset_name=str(facts.data["source"]),
-            dataset_split="test",
+            dataset_split="test" if facts.test else "validation",
             metric_type=score.name.rpartition("/")[2],
             metric_value=round(score.value, 6),
         )
-        for score in facts.test
-        if score.name != "test/loss"
+        for score in facts.test or facts.validation
+        if not score.name.endswith("/loss") and math.isfinite(score.value)
     ]
     on_hub = facts.base if facts.base_on_hub else None
     relation: dict[str, Any] = {"base_model_relation": "adapter" if kind == "adapter" else "finetune"} if on_hub else {}
     return ModelCardData(
         model_name=facts.model,
         library_name="peft" if kind == "adapter" else "transformers",
-        pipeline_tag="text-classification",
+        pipeline_tag=PIPELINES[facts.head],
         base_model=on_hub,
         datasets=[hub_id] if hub_id else None,
-        tags=["lorasweep", "text-classification", *(["lora"] if facts.kind == "lora" else [])],
+        tags=["lorasweep", PIPELINES[facts.head], *(["lora"] if facts.kind == "lora" else [])],
         metrics=sorted({result.metric_type for result in results}),
-        eval_results=results,
+        eval_results=results or None,
         **relation,
     )
-
-
-def snippet(facts: Facts, kind: str, place: str, settings: dict[str, Any]) -> str:
-    """Python that loads an exported model from `place` with transformers and peft alone and answers a text."""
-    trusted = ", trust_remote_code=True" if settings.get("trust_remote_code") else ""
-    lines = ["from transformers import AutoModelForSequenceClassification, AutoTokenizer", ""]
-    source = repr(place)
-    if kind == "merged":
-        lines += [f"model = AutoModelForSequenceClassification.from_pretrained({place!r}{trusted}).eval()"]
-    else:
-        where = f"folder + '/{PACKED_BASE}'" if facts.base_packed else repr(settings["base_model"])
-        revision = f", revision={settings['base_revision']!r}" if settings.get("base_revision") else ""
-        lines = [
-            "from peft import PeftModel",
-            *(_folder_lines(place, lines) if facts.base_packed else lines),
-            f"labels = {facts.labels!r}",
-            "base = AutoModelForSequenceClassification.from_pretrained(",
-            f"    {where}{revision}, num_labels={len(facts.labels)}, id2label=dict(enumerate(labels)),",
-            "    label2id={label: i for i, label in enumerate(labels)}, ignore_mismatched_sizes=True,",
-            f"    dtype={settings['own_dtype'] or 'float32'!r}{trusted},",
-            ")",
-            f"model = PeftModel.from_pretrained(base, {'folder' if facts.base_packed else source}).eval()",
-        ]
-    second = ", ['its second text']" if facts.paired else ""
-    length = facts.settings["data"]["max_length"]
-    return "\n".join(
-        [
-            *lines,
-            f"tokenizer = AutoTokenizer.from_pretrained({source}{trusted})",
-            "model.config.pad_token_id = tokenizer.pad_token_id",
-            f"batch = tokenizer(['a text']{second}, truncation=True, max_length={length}, padding=True, "
-            "return_tensors='pt')",
-            "probabilities = model(**batch).logits.softmax(-1)",
-            "answers = [model.config.id2label[int(best)] for best in probabilities.argmax(-1)]",
-            "",
-        ]
-    )
-
-
-def _folder_lines(place: str, imports: list[str]) -> list[str]:
-    """Imports, and where the files lie. Not by `subfolder=`: beside an adapter transformers would load the adapter."""
-    if "/" not in place:
-        return [*imports, f"folder = {place!r}"]
-    return ["from huggingface_hub import snapshot_download", *imports, f"folder = snapshot_download({place!r})"]

@@ -63,12 +63,10 @@ def build(
     artifacts = {"adapter": str(adapter)}
     if not (adapter / "adapter_config.json").exists():
         artifacts["tokenizer"] = str(_save_tokenizer(base, config, staging / "tokenizer"))
-    elif not Path(base).is_dir():
-        settings |= {"base_model": base, "base_revision": hub_commit(base, config.model.revision)}
-    elif packed_bytes(Path(base)) <= SMALL_BASE_BYTES:
-        artifacts["base"] = str(_copy_base(Path(base), staging / "base"))
     else:
-        settings["base_model"] = str(Path(base).resolve())
+        settings |= base_named(base, config.model.revision)
+        if settings["base_model"] is None:
+            artifacts["base"] = str(copy_base(Path(base), staging / "base"))
     settings["sha256"] = {name: folder_checksum(Path(place)) for name, place in artifacts.items()}
     with quiet(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -119,6 +117,14 @@ def requirements(config: Config) -> list[str]:
     return [f"{name}=={metadata.version(name).partition('+')[0]}" for name in names]
 
 
+def base_named(base: str, revision: str | None) -> dict[str, Any]:
+    """base_model and base_revision of an adapter over the base at a folder or hub id; None: it is packed along."""
+    if not Path(base).is_dir():
+        return {"base_model": base, "base_revision": hub_commit(base, revision)}
+    small = packed_bytes(Path(base)) <= SMALL_BASE_BYTES
+    return {"base_model": None if small else str(Path(base).resolve()), "base_revision": None}
+
+
 def packed_bytes(base: Path) -> int:
     """Size of what would be packed of a base's folder."""
     return sum(path.stat().st_size for path in _base_files(base))
@@ -133,7 +139,8 @@ def _base_files(base: Path) -> list[Path]:
     return sorted(files)
 
 
-def _copy_base(base: Path, target: Path) -> Path:
+def copy_base(base: Path, target: Path) -> Path:
+    """The files of a base that are packed, in a new folder."""
     target.mkdir()
     for path in _base_files(base):
         shutil.copy2(path, target / path.name)
