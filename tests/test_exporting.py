@@ -352,3 +352,5 @@ def test_trials_that_cannot_be_exported_are_refused(home: Home, capsys: pytest.C
             weights.write_bytes(raw)
     assert "was changed after the trial ended" in capsys.readouterr().err
     assert not Path("out").exists() and not list(Path().glob(".lorasweep-*"))
+    assert cli.main(["promote", "prompted", "--trial", "0"]) == 1
+    assert "lorasweep export prompted DIR --trial 0" in capsys.readouterr().err

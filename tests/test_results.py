@@ -69,7 +69,8 @@ class Matching:
 
     def metrics(self, answers: Answers, references: list[list[str]], losses: np.ndarray) -> dict[str, float]:
         right = [text in wanted for text, wanted in zip(answers.texts, references, strict=True)]
-        return {"eval/exact_match": float(np.mean(right)), "eval/corpus": float(np.mean(right)) ** 2}
+        shares = {"eval/exact_match": float(np.mean(right)), "eval/corpus": float(np.mean(right)) ** 2}
+        return {"eval/loss": float(losses.mean()), **shares}
 
 
 def test_texts_leave_a_score_a_row_where_their_metric_is_a_mean() -> None:
@@ -79,6 +80,15 @@ def test_texts_leave_a_score_a_row_where_their_metric_is_a_mean() -> None:
     assert list(found.scores["exact_match"]) == [1, 0, 1, 0] and value_of(found, "eval/exact_match") == 0.5
     assert interval(found, "eval/exact_match") is not None and len(found) == 4
     assert not sheet.results(Matching(), references, "eval/corpus", "rows").scores  # type: ignore[arg-type]
+
+
+def test_the_loss_of_texts_is_as_sure_as_its_tokens_make_it() -> None:
+    losses = np.linspace(0, 8, 9, dtype=np.float32)
+    sheet = Sheet(Answers(["a", "b", "c", "d"]), losses)
+    found = sheet.results(Matching(), [["a"], ["x"], ["c"], []], "eval/loss", "rows")  # type: ignore[arg-type]
+    bounds = interval(found, "eval/loss")
+    assert not found.scores and value_of(found, "eval/loss") == 4
+    assert bounds is not None and bounds[0] < 3 and bounds[1] > 5
 
 
 def test_a_sheet_is_saved_and_loaded_whole() -> None:

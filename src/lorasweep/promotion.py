@@ -133,10 +133,13 @@ def make_candidate(recorded: Recorded, record: TrialRecord, config: Config, kept
     untrained = {"model.kind": config.model.kind != "transformer", "adapter.kind": config.adapter.kind == "none"}
     unserved = {"task.kind": config.task.kind != "classify", **untrained}
     if any(unserved.values()):
+        this = f", or write this one as files: `lorasweep export {recorded.sweep} DIR --trial {record.trial}`"
+        files = "" if any(untrained.values()) else this
         what = ", ".join(f"{key}={attrgetter(key)(config)}" for key, is_so in unserved.items() if is_so)
         raise PromotionRefused(
             f"trial {record.trial} has {what}: what can be registered is a fine-tuned model with a classification head "
             "(task=classify). Choose another trial with --trial N"
+            f"{files}"
         )
     names = recorded.label_names
     base = unchanged_base(config.model, recorded.tags.get("lorasweep.fingerprint.base"), record.trial)

@@ -135,7 +135,10 @@ def _model_folder(folders: Folders, address: str) -> Iterator[tuple[Path, str, s
     except MlflowException as error:
         if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             raise StorageError(f"MLflow could not read the model {name}: {error.message}") from error
-        raise UsageError(f"there is no model {address}: {error.message}. {known_models(client, name)}") from None
+        raise UsageError(
+            f"there is no model {address}: {error.message}. {known_models(client, name)}. "
+            "--trial N or --best exports a trial of a sweep, registered or not"
+        ) from None
     doing = f"read version {found.version} of {name}"
     with readable_errors(doing):
         logged = client.get_logged_model(found.model_id) if found.model_id else None

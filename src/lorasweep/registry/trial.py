@@ -212,7 +212,9 @@ def asking(task: Task, config: Config, tokenizer: Any) -> dict[str, Any]:
         row = Row("{text}", "{pair}" if paired else None, instruction)
         responses = dict(zip(task.label_names, task.responses, strict=True))
     prompt = task.template.render(row)
-    short = task.template.render(Row("", None, instruction)) if config.data.output_column else ""
+    short = (
+        task.template.short and task.template.render(Row("", None, instruction)) if config.data.output_column else ""
+    )
     ends = {tokenizer.eos_token_id, tokenizer.sep_token_id} - {None}
     closed = next((count for count, token in enumerate(reversed(tokenizer("a")["input_ids"])) if token not in ends), 0)
     return {

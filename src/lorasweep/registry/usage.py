@@ -83,7 +83,7 @@ def _prompt(asking: dict[str, Any]) -> list[str]:
     """The prompt with its slots filled; its tokens without an end-of-text token that the tokenizer may add."""
     filled = "".join(f".replace('{{{slot}}}', {slot})" for slot in asking["slots"])
     return [
-        *[f"{slot} = 'a {slot}'" for slot in asking["slots"]],
+        *[f"{slot} = '{'an' if slot[0] in 'aeiou' else 'a'} {slot}'" for slot in asking["slots"]],
         f"template = {asking['prompt']!r}",
         f"prompt = template{filled}",
         f"shown = tokenizer(prompt)['input_ids']{_open(asking)}",

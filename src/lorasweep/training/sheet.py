@@ -84,7 +84,10 @@ def _row_numbers(references: References) -> np.ndarray:
 def _row_scores(
     task: Task, answers: Answers, references: References, losses: np.ndarray, metric: str
 ) -> np.ndarray | None:
-    """(rows,) the metric of each row alone; None where their mean is not the metric of all, or that would take long."""
+    """(rows,) the metric of each row alone; None where their mean is not the metric of all, or that would take long;
+    and for the loss, which its units speak for."""
+    if kind_of(metric) == "loss":
+        return None
     started, whole = time.monotonic(), task.metrics(answers, references, losses).get(metric)
     if whole is None or (time.monotonic() - started) > LONGEST_SECONDS:
         return None
