@@ -301,7 +301,12 @@ def test_mlflow_serves_the_champion(home: Path, champion: dict, tmp_path: Path) 
         sys.executable, "-m", "mlflow", "models", "serve", "-m", champion["uri"], "--env-manager", "local",
         "--host", "127.0.0.1", "--port", str(port),
     ]  # fmt: skip
-    environment = {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{home / 'mlflow.db'}", "PYTHONPATH": ""}
+    environment = {
+        **os.environ,
+        "MLFLOW_TRACKING_URI": f"sqlite:///{home / 'mlflow.db'}",
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",  # MLflow starts uvicorn by its name
+        "PYTHONPATH": "",
+    }
     with log.open("w") as out:
         process = subprocess.Popen(words, cwd=tmp_path, env=environment, stdout=out, stderr=out, start_new_session=True)
     try:
