@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lorasweep.config.schema import Config, DataConfig
+from lorasweep.config.schema import Config, DataConfig, TaskConfig
 from lorasweep.data.answers import locate
 from lorasweep.data.encode import Encoded
 from lorasweep.data.sources import Split
@@ -36,7 +36,26 @@ if TYPE_CHECKING:
 ANSWER = 'Answer the question from the context. If the context has no answer, write "{no_answer}".'
 
 
-class Answering:
+class Questions:
+    """What tasks of questions on contexts share: accepted answers, and the numbers that compare with them."""
+
+    task: TaskConfig
+
+    def references(self, split: Split) -> list[list[str]]:
+        """Accepted answers of each question."""
+        return [[answer.text for answer in own] for own in answers_in(split)]
+
+    def blank(self, references: list[list[str]]) -> Answers:
+        """No word, and no idea whether there is an answer."""
+        return blank_answers(references)
+
+    def metrics(self, predictions: Answers, references: list[list[str]], losses: np.ndarray) -> dict[str, float]:
+        """`eval/loss`, the mean over losses' units, and what `scoring.of_texts` says of the answers."""
+        found = scoring.of_texts(predictions, references, self.task.no_answer_threshold, self.task.text_metrics)
+        return {"eval/loss": float(losses.mean(dtype="float64")), **{f"eval/{name}": it for name, it in found.items()}}
+
+
+class Answering(Questions):
     """Prompts hold a context and a question; the response is the first accepted answer, or `task.no_answer`.
 
     Raises:
@@ -163,19 +182,6 @@ class Answering:
         no_answer = np.exp(likelihood[flags["is_none"]]).astype(np.float32)
         losses = losses_of(flags["is_right"], sitting.losses, sitting.units)
         return Answers(texts, no_answer, empty=sum(not text for text in written)), losses
-
-    def references(self, split: Split) -> list[list[str]]:
-        """Accepted answers of each question."""
-        return [[answer.text for answer in own] for own in answers_in(split)]
-
-    def blank(self, references: list[list[str]]) -> Answers:
-        """No word, and no idea whether there is an answer."""
-        return blank_answers(references)
-
-    def metrics(self, predictions: Answers, references: list[list[str]], losses: np.ndarray) -> dict[str, float]:
-        """`eval/loss`, the mean over response tokens, and what `scoring.of_texts` says of the answers."""
-        found = scoring.of_texts(predictions, references, self.task.no_answer_threshold, self.task.text_metrics)
-        return {"eval/loss": float(losses.mean(dtype="float64")), **{f"eval/{name}": it for name, it in found.items()}}
 
 
 def blank_answers(references: list[list[str]]) -> Answers:

@@ -15,8 +15,7 @@ from lorasweep.config.schema import Config, DataConfig
 from lorasweep.data.encode import Encoded
 from lorasweep.data.sources import Split
 from lorasweep.errors import DataError
-from lorasweep.tasks import scoring
-from lorasweep.tasks.answering import answers_in, blank_answers, outside_notes
+from lorasweep.tasks.answering import Questions, answers_in, outside_notes
 from lorasweep.tasks.base import Answers, Exam, Sitting
 from lorasweep.tasks.causal import encode_cached
 from lorasweep.tasks.spans import windows
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
 NO_SPAN = float("-inf")  # score of a pair that cannot be an answer
 
 
-class Extract:
+class Extract(Questions):
     """A unit is a window. Labels (windows, 5): the answer's first and last token (those of no answer: the first of the
     row), the context's first token and the one past its last, the token that stands for no answer."""
 
@@ -130,16 +129,3 @@ class Extract:
             no_answer = 1 / (1 + np.exp(best - none))
         known = extras["is_known"].astype(bool)
         return Answers(texts, no_answer.astype(np.float32)), sitting.losses[known]
-
-    def references(self, split: Split) -> list[list[str]]:
-        """Accepted answers of each question."""
-        return [[answer.text for answer in own] for own in answers_in(split)]
-
-    def blank(self, references: list[list[str]]) -> Answers:
-        """No word, and no idea whether there is an answer."""
-        return blank_answers(references)
-
-    def metrics(self, predictions: Answers, references: list[list[str]], losses: np.ndarray) -> dict[str, float]:
-        """`eval/loss`, the mean over windows, and what `scoring.of_texts` says of the answers."""
-        found = scoring.of_texts(predictions, references, self.task.no_answer_threshold, self.task.text_metrics)
-        return {"eval/loss": float(losses.mean(dtype="float64")), **{f"eval/{name}": it for name, it in found.items()}}
