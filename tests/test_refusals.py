@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from lorasweep import cli
+from lorasweep.config.home import Folders
 from lorasweep.posts import enter
 from test_bad_input import home, nothing_stored, refused, write_sweep
 
@@ -124,7 +125,7 @@ def test_a_sweep_that_another_process_holds(home: Path, capsys: pytest.CaptureFi
     write_sweep(home)
     assert cli.main(["sweep", "mine", "--json"]) == 0
     capsys.readouterr()
-    with enter("mine", home / "mlruns" / "lorasweep" / "sweeps" / "mine"):
+    with enter(Folders(home), "mine"):
         for command in ("sweep", "resume"):
             said = refused(capsys, command, "mine", "sweep.trials=3", rc=1)
             assert f"process {os.getpid()} is training sweep mine at this moment" in said and "--join" in said

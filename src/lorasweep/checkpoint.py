@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorasweep import failpoints
-from lorasweep.config.home import sync_folder
+from lorasweep.config.home import Folders, sync_folder
 from lorasweep.errors import DiskFull
 
 if TYPE_CHECKING:
@@ -102,6 +102,11 @@ class Checkpoints:
             return []
         found = [(NAME.fullmatch(path.name), path) for path in self.folder.iterdir()]
         return sorted(((int(match["count"]), path) for match, path in found if match), reverse=True)
+
+
+def checkpoints_of(folders: Folders, sweep: str, *place: str) -> Checkpoints:
+    """The checkpoints of one place (a post, a trial) on a sweep."""
+    return Checkpoints(folders.sweep(sweep).joinpath("checkpoints", *place))
 
 
 @contextmanager

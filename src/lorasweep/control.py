@@ -10,7 +10,7 @@ from typing import Any
 
 from lorasweep import posts
 from lorasweep.config import compose
-from lorasweep.config.home import Folders, Home
+from lorasweep.config.home import Home
 from lorasweep.config.schema import TRIAL_GROUPS
 from lorasweep.errors import ConfigError, UsageError
 from lorasweep.records import TrialRecord, TrialState
@@ -33,7 +33,7 @@ def stop(name: str, trial: int, overrides: list[str]) -> list[str]:
         raise UsageError(f"trial {trial} of sweep {name!r} has ended already: it is {record.state}")
     if not any(request.kind == STOP and request.trial == trial for request in study.requests()):
         study.request(STOP, trial)
-    return posts.holders(study.folders.sweep(study.name))
+    return posts.holders(study.folders, study.name)
 
 
 def pause(name: str, overrides: list[str]) -> list[str]:
@@ -43,7 +43,7 @@ def pause(name: str, overrides: list[str]) -> list[str]:
         UsageError: no such sweep, or no process works on it.
     """
     study, _ = _open(name, overrides)
-    processes = posts.holders(study.folders.sweep(study.name))
+    processes = posts.holders(study.folders, study.name)
     if not processes:
         raise UsageError(f"no process works on sweep {name!r}: there is nothing to pause")
     study.request(PAUSE)
@@ -88,8 +88,7 @@ def _check_warm(record: TrialRecord, changes: dict[str, Any]) -> None:
 
 def _open(name: str, overrides: list[str]) -> tuple[SweepStudy, Home]:
     home = Home.find()
-    folder = compose.tracking_folder([word for word in overrides if word.startswith("tracking.")], home)
-    return SweepStudy.load(Folders(folder), name), home
+    return SweepStudy.load(compose.tracking_place(overrides, home), name), home
 
 
 def _trial(study: SweepStudy, number: int) -> TrialRecord:

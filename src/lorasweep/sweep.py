@@ -102,7 +102,7 @@ def resume(name: str, overrides: list[str], quiet: bool = False, join: bool = Fa
     if study.sweep_file is None:
         if not study.closed:
             check_server(folders)
-        with posts.enter(study.name, folders.sweep(study.name)) as post:
+        with posts.enter(folders, study.name) as post:
             waiting = study.interrupted()
             workbench = Workbench(folders, study.config.sweep.objective, 1)
             if not waiting:
@@ -130,7 +130,7 @@ def _run(name: str, config: Config, overrides: list[str], home: Home, quiet: boo
     identity = identify(config, space, workbench)
     with ExitStack() as stack:
         if exists:
-            post = stack.enter_context(posts.enter(config.sweep.name, folders.sweep(config.sweep.name), join))
+            post = stack.enter_context(posts.enter(folders, config.sweep.name, join))
             study = SweepStudy.open(folders, config, space, identity, overrides, sweep_file=name)
             if given_slots(config) is None and study.slots is not None:
                 workbench.set_slots(study.slots)
@@ -147,7 +147,7 @@ def _run(name: str, config: Config, overrides: list[str], home: Home, quiet: boo
         if given_slots(config) is None and not (exists and study.slots is not None):
             settle_slots(workbench, trial, [trial, *trials])
         if not exists:
-            post = stack.enter_context(posts.enter(config.sweep.name, folders.sweep(config.sweep.name), join))
+            post = stack.enter_context(posts.enter(folders, config.sweep.name, join))
             study = SweepStudy.open(folders, config, space, identity, overrides, sweep_file=name)
         else:
             done = [record for record in study.records() if record.state != "running"]
@@ -179,7 +179,7 @@ def train(overrides: list[str], quiet: bool = False) -> Outcome:
     check_server(workbench.folders)
     check_trainable(config, workbench)
     identity = {"kind": "single trials", "objective": asdict(config.sweep.objective)}
-    with posts.enter(config.sweep.name, workbench.folders.sweep(config.sweep.name)) as post:
+    with posts.enter(workbench.folders, config.sweep.name) as post:
         study = SweepStudy.open(workbench.folders, config, None, identity, [], sweep_file=None)
         return _train(study, [study.ask_fixed(params)], settings, workbench, home, post, quiet)
 

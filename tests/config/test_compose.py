@@ -14,7 +14,7 @@ import pytest
 
 from lorasweep.config import compose as composing
 from lorasweep.config.checks import check_config
-from lorasweep.config.compose import compose, compose_trial, from_json, tracking_folder, trial_fingerprint
+from lorasweep.config.compose import compose, compose_trial, from_json, tracking_place, trial_fingerprint
 from lorasweep.config.home import Home
 from lorasweep.config.schema import GROUPS, Config
 from lorasweep.config.words import override_string
@@ -315,12 +315,12 @@ def test_a_trial_composes_fast(home: Home) -> None:
 # -- the rest ---------------------------------------------------------------------------------------------------------
 
 
-def test_tracking_folder(home: Home, tmp_path: Path) -> None:
-    assert tracking_folder([], home) == tmp_path
-    assert tracking_folder(["tracking.dir=null"], home) == tmp_path
-    assert tracking_folder(["adapter.r=4", "tracking.dir=runs"], home) == tmp_path / "runs"
+def test_tracking_place(home: Home, tmp_path: Path) -> None:
+    assert tracking_place([], home).tracking == tmp_path
+    assert tracking_place(["tracking.dir=null"], home).tracking == tmp_path
+    assert tracking_place(["adapter.r=4", "tracking.dir=runs"], home).tracking == tmp_path / "runs"
     with pytest.raises(ConfigError, match=r"did you mean `tracking.dir`"):
-        tracking_folder(["tracking.dirr=runs"], home)
+        tracking_place(["tracking.dirr=runs"], home)
 
 
 def test_a_fingerprint_holds_the_trial_and_nothing_else(home: Home) -> None:

@@ -21,7 +21,7 @@ from lorasweep.config import address, explain
 from lorasweep.config.checks import check_config
 from lorasweep.config.home import Folders, Home
 from lorasweep.config.scale import apply_scale
-from lorasweep.config.schema import GROUPS, TRIAL_GROUPS, Config, ObjectiveConfig, SweepConfig, TrackingConfig
+from lorasweep.config.schema import GROUPS, TRIAL_GROUPS, Config, ObjectiveConfig, SweepConfig
 from lorasweep.config.words import literal, override_string, parse_overrides
 from lorasweep.errors import ConfigError
 
@@ -76,26 +76,19 @@ def with_values(config: Config, values: dict[str, Any]) -> Config:
     return changed
 
 
-def tracking_folder(overrides: Iterable[str], home: Home) -> Path:
-    """The folder of mlflow.db and mlruns/ for commands that need nothing else of a config.
-
-    Raises:
-        ConfigError: a word that is no override, or one of an unknown key.
-    """
-    return tracking_place(overrides, home).tracking
-
-
 def tracking_place(overrides: Iterable[str], home: Home) -> Folders:
     """Where runs are recorded, for commands that need nothing else of a config; the server only where it is named.
 
     Raises:
         ConfigError: a word that is no override, one of an unknown key, an address that is none.
     """
-    given = parse_overrides(address.without_logins(overrides))
-    folder, uri = given.get("tracking.dir"), given.get("tracking.uri")
-    if uri is not None and (wrong := address.problem(str(uri))) is not None:
-        raise ConfigError(wrong)
-    return home.folders(TrackingConfig(dir=None if folder is None else str(folder), uri=uri and str(uri)))
+    parse_overrides(overrides := address.without_logins(overrides))
+    return home.folders(compose([word for word in overrides if is_tracking(word)], home=home).tracking)
+
+
+def is_tracking(override: str) -> bool:
+    """Whether an override says where runs are recorded."""
+    return override.lstrip("+~").partition("=")[0].partition(".")[0] == "tracking"
 
 
 def to_yaml(config: Config) -> str:

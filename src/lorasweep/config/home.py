@@ -68,7 +68,7 @@ class Home:
 
     def folders(self, tracking: TrackingConfig) -> Folders:
         """Where runs are recorded."""
-        return Folders(self.tracking_dir(tracking), tracking.uri)
+        return Folders(self.tracking_dir(tracking), tracking.uri, tracking.studies, tracking.files)
 
     def sweep_names(self) -> list[str]:
         """Names of all sweep files, the user's and ours."""
@@ -94,10 +94,19 @@ class Home:
 class Folders:
     """Where runs leave their files, all below one tracking folder; a bare `mlflow ui` in it shows everything.
 
-    `server`: the address of the MLflow server that keeps runs, artifacts and models instead; None: they lie here."""
+    `server`: the address of the MLflow server that keeps runs, artifacts and models instead; `studies`: that of the
+    PostgreSQL database that keeps the studies; `files`: the folder or s3:// address of checkpoints and per-row results.
+    None: they lie here."""
 
     tracking: Path
     server: str | None = None
+    studies: str | None = None
+    files: str | None = None
+
+    @property
+    def shared(self) -> bool:
+        """Whether workers on several hosts can share a sweep: its study is in no file."""
+        return self.studies is not None
 
     @property
     def mlflow_db(self) -> Path:

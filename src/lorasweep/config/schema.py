@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lorasweep.config.option import option
+from lorasweep.config.running import LauncherConfig, ScaleConfig, TrackingConfig
 
 
 @dataclass
@@ -301,60 +302,6 @@ class PrunerConfig:
     min_delta: float = option(0.0, "patience: a new best must be better by more than this", at_least=0)
     lower: float | None = option(None, "threshold: prune where the objective falls below; null: no such bound")
     upper: float | None = option(None, "threshold: prune where the objective rises above; null: no such bound")
-
-
-@dataclass
-class LauncherConfig:
-    """Where and how many trials train at once. Group `launcher`."""
-
-    kind: str = option("local", "local: on this machine", choices=("local",))
-    slots: Any = option("auto", "trials that share one resident base at a time: an integer, or auto")
-    device: str = option("auto", "auto, cpu, cuda or cuda:N")
-    heartbeat_seconds: float = option(
-        15.0,
-        "seconds between a worker's signs of life; after four times as long without one, others take its trials over",
-        at_least=1,
-    )
-    threads: int | None = option(None, "CPU threads of a worker; null: the cores of this machine", above=0)
-    prefix_cache_gib: float = option(
-        1.0,
-        "memory, in GiB, for what frozen lower layers make of each row where `adapter.layers` or adapter=head leaves "
-        "some: computed once for all trials and epochs. In training only where they draw no dropout "
-        "(`train.base_dropout=0`). 0: never",
-        at_least=0,
-    )
-    prefix_disk_gib: float = option(
-        4.0, "disk, in GiB, for the same where memory is full and for the next process; 0: memory alone", at_least=0
-    )
-
-
-@dataclass
-class TrackingConfig:
-    """Where runs are recorded. Group `tracking`."""
-
-    dir: str | None = option(None, "folder of mlflow.db and mlruns/; null: LORASWEEP_HOME, else the current folder")
-    uri: str | None = option(
-        None,
-        "address of an MLflow server, http or https, that keeps runs, artifacts and models; null: mlflow.db and "
-        "mlruns/ in `dir`. Studies, spool and checkpoints stay in `dir`",
-    )
-    price_per_hour: float | None = option(None, "money an hour of this machine costs; shown as cost", at_least=0)
-
-
-@dataclass
-class ScaleConfig:
-    """As written, or all of it small: a try of the whole path in a minute, without network. Group `scale`.
-
-    smoke: a base from the hub or a folder becomes a small random one of the same family, data that are not here become
-    generated rows with the same class names, and what follows is cut; the sweep's name ends in -smoke.
-    """
-
-    kind: str = option("full", "full: as written; smoke: small", choices=("full", "smoke"))
-    trials: int = option(4, "smoke: trials at most, unless more are in sweep.enqueue", above=0)
-    max_steps: int = option(6, "smoke: optimizer steps of a trial at most", above=0)
-    train_rows: int = option(64, "smoke: training rows at most", at_least=8)
-    eval_rows: int = option(24, "smoke: validation and test rows at most, each", at_least=4)
-    max_new_tokens: int = option(8, "smoke: tokens of a generated answer at most", above=0)
 
 
 @dataclass

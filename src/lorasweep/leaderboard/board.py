@@ -102,12 +102,12 @@ def load(name: str, overrides: list[str], where: list[str] | None = None, sort: 
     Raises:
         UsageError: there is no sweep of this name, or an unknown key in `where` or `sort`.
     """
-    from lorasweep.config.compose import tracking_folder
-    from lorasweep.config.home import Folders, Home
+    from lorasweep.config.compose import tracking_place
+    from lorasweep.config.home import Home
     from lorasweep.search.study import SweepStudy
 
     home = Home.find()
-    board = Leaderboard.of(SweepStudy.load(Folders(tracking_folder(overrides, home)), name))
+    board = Leaderboard.of(SweepStudy.load(tracking_place(overrides, home), name))
     return board.select(where or [], sort)
 
 

@@ -10,14 +10,16 @@ from typing import Any
 
 import pytest
 
+from lorasweep.config.home import Folders
 from lorasweep.errors import StorageError
-from lorasweep.posts import Post, enter
+from lorasweep.posts import enter
+from lorasweep.posts.locks import LockedPost
 
 SPAWN = multiprocessing.get_context("spawn")
 
 
 def _hold(folder: Path, taken: Any, leave: Any) -> None:
-    with enter("mini", folder, join=True) as post:
+    with enter(Folders(folder), "mini", join=True) as post:
         taken.put((os.getpid(), post.name))
         leave.wait(60)
 
@@ -41,23 +43,23 @@ def test_a_second_process_is_refused_and_told_who_holds_it(tmp_path: Path) -> No
     assert holder.post == "0"
     with (
         pytest.raises(StorageError, match=rf"process {holder.pid} is training sweep mini .* --join"),
-        enter("mini", tmp_path),
+        enter(Folders(tmp_path), "mini"),
     ):
         pass
-    with enter("mini", tmp_path, join=True) as post:
+    with enter(Folders(tmp_path), "mini", join=True) as post:
         assert post.name == "1" and not post.alone and post.dead() == {}
-        assert post.checkpoints.folder == tmp_path / "checkpoints" / "1"
+        assert post.checkpoints.folder == Folders(tmp_path).sweep("mini") / "checkpoints" / "1"
         holder.kill()
         assert list(post.dead()) == ["0"]  # at once: the kernel let go of its lock
-        with pytest.raises(StorageError, match=f"process {os.getpid()} is"), enter("mini", tmp_path):
+        with pytest.raises(StorageError, match=f"process {os.getpid()} is"), enter(Folders(tmp_path), "mini"):
             pass
-    with enter("mini", tmp_path) as again:  # a dead process never blocks, and leaves its post and checkpoints
+    with enter(Folders(tmp_path), "mini") as again:  # a dead process never blocks, and leaves its post and checkpoints
         assert again.name == "0" and list(again.dead()) == ["1"]
-        assert Post(tmp_path).checkpoints.folder == again.checkpoints.folder
+        assert LockedPost(Folders(tmp_path), "mini").checkpoints.folder == again.checkpoints.folder
 
 
 def test_alone_until_someone_joins(tmp_path: Path) -> None:
-    with enter("mini", tmp_path) as post:
+    with enter(Folders(tmp_path), "mini") as post:
         assert post.alone
         holder = Holder(tmp_path)
         assert holder.post == "1" and not post.alone
@@ -67,7 +69,7 @@ def test_alone_until_someone_joins(tmp_path: Path) -> None:
 
 
 def test_one_asks_at_a_time(tmp_path: Path) -> None:
-    with enter("mini", tmp_path) as post, post.asking():
+    with enter(Folders(tmp_path), "mini") as post, post.asking():
         script = (
             "import fcntl, sys\n"
             "try:\n    fcntl.flock(open(sys.argv[1]), fcntl.LOCK_EX | fcntl.LOCK_NB)\n"
@@ -76,5 +78,5 @@ def test_one_asks_at_a_time(tmp_path: Path) -> None:
         import subprocess
         import sys
 
-        words = [sys.executable, "-c", script, str(tmp_path / "asking.lock")]
+        words = [sys.executable, "-c", script, str(Folders(tmp_path).sweep("mini") / "asking.lock")]
         assert subprocess.run(words, capture_output=True, text=True, check=True).stdout == "held\n"

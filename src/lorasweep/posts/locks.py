@@ -1,9 +1,8 @@
-"""Which processes work on a sweep: each holds a post, a numbered place with a lock file and its own checkpoints.
+"""Posts on one host: a lock file each, which the kernel lets go of however its process ends.
 
-The kernel lets go of a lock however its process ends, so a post whose lock is free is that of a dead worker: the next
-process takes it with its checkpoints and goes on, or a living worker takes over its trials one by one. A worker that
-hangs keeps its lock, but gives no sign of life in the study (`search.leases`), and loses its trials all the same.
-One host: file locks do not reach further. Neighbours: `sweep` (enters), `worker` (asks and takes over).
+A post whose lock is free is that of a dead worker: the next process takes it with its checkpoints and goes on. A worker
+that hangs keeps its lock, but gives no sign of life in the study (`search.leases`), and loses its trials all the same.
+Neighbour: `table`, which reaches over hosts.
 """
 
 from __future__ import annotations
@@ -14,69 +13,67 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO
 
-from lorasweep.checkpoint import Checkpoints
+from lorasweep.checkpoint import Checkpoints, checkpoints_of
+from lorasweep.config.home import Folders
 from lorasweep.errors import StorageError
 
 FIRST = "0"
 
 
-class Post:
-    """A worker's place on one sweep, held while its process lives. `folder` is the sweep's own; `part` names what of
-    the sweep is worked on where that is not the search, with checkpoints of its own."""
+class LockedPost:
+    """See `posts.Post`. `part` names what of the sweep is worked on where that is not the search."""
 
-    def __init__(self, folder: Path, name: str = FIRST, part: str = ""):
-        self.folder, self.name, self.part = folder, name, part
+    def __init__(self, folders: Folders, sweep: str, name: str = FIRST, part: str = ""):
+        self.folders, self.sweep, self.name, self.part = folders, sweep, name, part
+        self.folder = folders.sweep(sweep)
 
-    def at(self, name: str) -> Post:
-        """Another post of the same part."""
-        return Post(self.folder, name, self.part)
+    def at(self, name: str) -> LockedPost:
+        """See `posts.Post`."""
+        return LockedPost(self.folders, self.sweep, name, self.part)
 
-    def on(self, part: str) -> Post:
-        """The same post, for another part of the sweep."""
-        return Post(self.folder, self.name, part)
+    def on(self, part: str) -> LockedPost:
+        """See `posts.Post`."""
+        return LockedPost(self.folders, self.sweep, self.name, part)
 
     @property
     def checkpoints(self) -> Checkpoints:
-        """What the worker at this post saves."""
-        return Checkpoints(self.folder / "checkpoints" / self.part / self.name)
+        """See `posts.Post`."""
+        return checkpoints_of(self.folders, self.sweep, self.part, self.name)
 
     def checkpoints_of_trial(self, number: int) -> Checkpoints:
-        """Those of a trial that trains alone (`lorasweep train`)."""
-        return Checkpoints(self.folder / "checkpoints" / f"trial-{number:05d}")
+        """See `posts.Post`."""
+        return checkpoints_of(self.folders, self.sweep, f"trial-{number:05d}")
 
     @contextmanager
     def asking(self) -> Iterator[None]:
-        """Hold while a trial is asked for or taken over: budgets stay exact, and no trial goes to two workers."""
+        """See `posts.Post`."""
         with _locked(self.folder / "asking.lock", wait=True):
             yield
 
-    def dead(self) -> dict[str, Post]:
-        """Other posts that nobody holds, by name."""
+    def dead(self) -> dict[str, LockedPost]:
+        """See `posts.Post`."""
         found = {}
         for path in _lock_files(self.folder):
             if path.stem != self.name:
                 with _locked(path, wait=False) as handle:
                     if handle is not None:
-                        found[path.stem] = Post(self.folder, path.stem)
+                        found[path.stem] = self.at(path.stem)
         return found
 
     def others(self) -> list[str]:
-        """Ids of the other processes that work on the sweep now."""
+        """See `posts.Post`."""
         return [_holder(path) for path in _lock_files(self.folder) if path.stem != self.name and _is_held(path)]
 
     @property
     def alone(self) -> bool:
-        """Whether no other post was ever held."""
+        """See `posts.Post`."""
         return all(path.stem == self.name for path in _lock_files(self.folder))
 
 
 @contextmanager
-def enter(sweep: str, folder: Path, join: bool = False) -> Iterator[Post]:
-    """Take a post on a sweep: the first that is free. `folder` is the sweep's own.
-
-    Raises:
-        StorageError: another process works on the sweep, and `join` is not set.
-    """
+def enter(folders: Folders, sweep: str, join: bool) -> Iterator[LockedPost]:
+    """See `posts.enter`: the first post that is free."""
+    folder = folders.sweep(sweep)
     places = folder / "posts"
     places.mkdir(parents=True, exist_ok=True)
     with ExitStack() as held:
@@ -93,7 +90,7 @@ def enter(sweep: str, folder: Path, join: bool = False) -> Iterator[Post]:
             handle.truncate(0)
             handle.write(str(os.getpid()))
             handle.flush()
-        yield Post(folder, str(number))
+        yield LockedPost(folders, sweep, str(number))
 
 
 def holders(folder: Path) -> list[str]:

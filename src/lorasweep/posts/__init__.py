@@ -1,0 +1,63 @@
+"""Which processes work on a sweep: each holds a post, with checkpoints of its own that outlive it.
+
+A post that nobody holds any more is that of a dead worker: living workers take over its trials one by one, as its
+checkpoints have them. On one host a post is a lock file (`locks`), over hosts a row with a heartbeat in the database of
+the studies (`table`). Neighbours: `sweep` and `launchers` (enter), `worker` (asks and takes over), `search.leases`
+(which post a trial is at).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+from lorasweep.checkpoint import Checkpoints
+from lorasweep.config.home import Folders
+from lorasweep.posts import locks
+
+
+class Post(Protocol):
+    """A worker's place on one sweep, held while its process lives."""
+
+    name: str
+
+    def at(self, name: str) -> Post:
+        """Another post of the same part of the sweep."""
+
+    def on(self, part: str) -> Post:
+        """The same post, for another part of the sweep: its finalists."""
+
+    @property
+    def checkpoints(self) -> Checkpoints:
+        """What the worker at this post saves."""
+
+    def checkpoints_of_trial(self, number: int) -> Checkpoints:
+        """Those of a trial that trains alone (`lorasweep train`)."""
+
+    def asking(self) -> AbstractContextManager[None]:
+        """Hold while a trial is asked for or taken over: budgets stay exact, and no trial goes to two workers."""
+
+    def dead(self) -> Mapping[str, Post]:
+        """Other posts that nobody holds, by name."""
+
+    def others(self) -> list[str]:
+        """The other processes that work on the sweep now, in words."""
+
+    @property
+    def alone(self) -> bool:
+        """Whether no other post was ever held."""
+
+
+def enter(folders: Folders, sweep: str, join: bool = False) -> AbstractContextManager[Post]:
+    """Take a post on a sweep.
+
+    Raises:
+        StorageError: another process works on the sweep, and `join` is not set.
+    """
+    return locks.enter(folders, sweep, join)
+
+
+def holders(folders: Folders, sweep: str) -> list[str]:
+    """The processes that work on a sweep now, in words. Empty where locks cannot tell."""
+    return locks.holders(folders.sweep(sweep))
