@@ -28,6 +28,13 @@ NEEDED = {
     ("task", "qa"): ["data=demo_qa"],
     ("task", "qa_extractive"): ["data=demo_qa"],
 }
+VARIABLES = {
+    ("tracking", "server"): {
+        "LORASWEEP_TRACKING_URI": "http://127.0.0.1:5000",
+        "LORASWEEP_STUDIES": "postgresql://lorasweep@127.0.0.1:5432/lorasweep",
+        "LORASWEEP_FILES": "s3://lorasweep/files",
+    }
+}
 SHIPPED_OPTIONS = sorted((path.parent.name, path.stem) for path in (SHIPPED / "conf").glob("*/*.yaml"))
 HEAD = "# @package _global_\n"
 
@@ -61,13 +68,31 @@ def test_every_group_has_options() -> None:
 
 
 @pytest.mark.parametrize(("group", "option"), SHIPPED_OPTIONS)
-def test_every_shipped_option_composes(group: str, option: str, home: Home) -> None:
+def test_every_shipped_option_composes(group: str, option: str, home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in VARIABLES.get((group, option), {}).items():
+        monkeypatch.setenv(name, value)
     config = compose([f"{group}={option}", *NEEDED.get((group, option), [])], home=home)
     assert isinstance(config, Config)
     if group not in ("model", "train", "tracking"):
         expected = "hub" if option in ("imdb", "sst2", "squad_v2", "tweet_sentiment") else option
         expected = option.partition("_")[0] if group == "task" else expected
         assert getattr(config, group).kind == expected
+
+
+def test_an_unset_variable_is_named_with_its_setting(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in VARIABLES["tracking", "server"]:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("LORASWEEP_FILES", "")  # empty is no place either
+    with pytest.raises(ConfigError) as caught:
+        compose(["tracking=server", "tracking.uri=http://127.0.0.1:5000"], home=home)
+    assert str(caught.value) == (
+        "a setting that comes from an environment variable needs that variable, and these are not set: "
+        "`tracking.studies` from LORASWEEP_STUDIES, `tracking.files` from LORASWEEP_FILES. Set them, or give "
+        "tracking.studies=… tracking.files=…"
+    )
+    words = ["tracking.uri=http://127.0.0.1:5000", "tracking.studies=null", "tracking.files=null"]
+    found = compose(["tracking=server", *words, "model.name='\\${oc.env:NOWHERE}'"], home=home)
+    assert (found.tracking.uri, found.tracking.files, found.model.name) == (words[0][13:], None, "${oc.env:NOWHERE}")
 
 
 @pytest.mark.parametrize("sweep", sorted(path.stem for path in (SHIPPED / "sweeps").glob("*.yaml")))

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import example, given, settings
+from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 
 from lorasweep.config.compose import compose, compose_trial, from_json, to_yaml, trial_fingerprint
@@ -71,9 +71,11 @@ def test_any_value_is_read_back_as_itself(value: Any) -> None:
     assert repr(found["value"]) == repr(value)
 
 
-@settings(deadline=None, max_examples=15)
+# a composition takes a good part of a second: a failing example is shown as it was found, not shrunk for minutes
+@settings(deadline=None, max_examples=15, phases=(Phase.explicit, Phase.reuse, Phase.generate))
 @given(st.lists(texts, min_size=5, max_size=5), st.lists(texts, max_size=8, unique=True), st.floats(1e-300, 1e300))
 @example(AWKWARD[:5], AWKWARD, 1e-5)
+@example(AWKWARD[5:10], ["\x85\U000b6db5", "a\x85", "1e3", "\u2028 b"], 1e-5)  # line breaks of YAML's own
 def test_text_survives_composition_storage_and_yaml(values: list[str], names: list[str], lr: float) -> None:
     keys = ("model.revision", "model.name", "data.validation", "data.text_column", "data.hub_id")
     params = {**dict(zip(keys, values, strict=True)), "data.label_names": names, "optimizer.lr": lr, "data.train": None}

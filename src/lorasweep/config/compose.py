@@ -93,9 +93,13 @@ def is_tracking(override: str) -> bool:
 
 def to_yaml(config: Config) -> str:
     """The resolved config as YAML."""
+    import yaml
     from omegaconf import OmegaConf
 
-    return OmegaConf.to_yaml(OmegaConf.create(literal(asdict(config))), resolve=True)
+    text = OmegaConf.to_yaml(OmegaConf.create(literal(asdict(config))), resolve=True)
+    if "\x85" not in text:
+        return text
+    return yaml.safe_dump(asdict(config), sort_keys=False)  # escaped: as it is, YAML reads this character as a new line
 
 
 def trial_fingerprint(config: Config) -> str:
@@ -227,6 +231,9 @@ def _typed(composed: Any, home: Home, sweep: str | None, given: dict[str, Any], 
     from omegaconf import OmegaConf
     from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+    unset = explain.unset_variables(OmegaConf.to_container(composed, resolve=False))
+    if unset is not None:
+        raise ConfigError(unset)
     try:
         config = OmegaConf.to_object(composed)
     except MissingMandatoryValue as error:

@@ -6,10 +6,13 @@ Knows the schema and the folders, not Hydra itself: `compose` hands over what wa
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from lorasweep.config.home import Home
 from lorasweep.config.schema import GROUPS, Config
@@ -133,6 +136,40 @@ def _nearest_group(group: str, name: str) -> str:
         return hint
     right = hint.split("`")[1]
     return f"did you mean `{right}.{name}`?" if f"{right}.{name}" in keys() else nearest_key(f"{right}.{name}")
+
+
+_VARIABLE = re.compile(r"(?<!\\)\$\{oc\.env:\s*([A-Za-z_]\w*)\s*\}")  # without a default; `\${` is plain text
+
+
+def unset_variables(composed: Any) -> str | None:
+    """Which settings come from variables of the environment that hold nothing, and the repair; None where all do.
+
+    `composed`: the settings as plain dictionaries and lists, interpolations unresolved.
+    """
+    places = [(key, name) for key, text in _texts(composed, "") for name in _empty(text)]
+    if not places:
+        return None
+    named = ", ".join(f"`{key}` from {name}" for key, name in places)
+    words = " ".join(f"{key}=…" for key, _ in places)
+    return (
+        f"a setting that comes from an environment variable needs that variable, and these are not set: {named}. Set "
+        f"them, or give {words}"
+    )
+
+
+def _empty(text: str) -> list[str]:
+    """Variables that are not set; one that is the whole value must not be empty either."""
+    whole = _VARIABLE.fullmatch(text.strip())
+    return [name for name in _VARIABLE.findall(text) if name not in os.environ or (whole and not os.environ[name])]
+
+
+def _texts(node: Any, key: str) -> Iterator[tuple[str, str]]:
+    if isinstance(node, str):
+        yield key, node
+    elif isinstance(node, dict | list):
+        inside = node.items() if isinstance(node, dict) else enumerate(node)
+        for name, value in inside:
+            yield from _texts(value, f"{key}.{name}" if key else str(name))
 
 
 def layout_problem(file: Path) -> str | None:
