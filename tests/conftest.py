@@ -4,9 +4,11 @@ that wait for a core slow a step many times over), and no network. Small random 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
+
+from clusterkit import Postgres, postgres
 
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -26,6 +28,13 @@ def base_path(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
         return built[family]
 
     return path_of
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[Postgres]:
+    """A running PostgreSQL; tests make databases of their own in it."""
+    with postgres() as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

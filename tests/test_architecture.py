@@ -23,7 +23,7 @@ LAYERS = [
     ("workbench",),
     ("search", "tracking", "training"),
     ("posts",),
-    ("provenance", "checkpoint", "results"),
+    ("provenance", "checkpoint", "results", "database"),
     ("models", "tasks"),
     ("metrics",),
     ("data",),

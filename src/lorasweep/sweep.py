@@ -32,6 +32,7 @@ from lorasweep.prechecks import (
     settle_slots,
 )
 from lorasweep.progress import Progress, Silent
+from lorasweep.search import database
 from lorasweep.search.objectives import Goals
 from lorasweep.search.space import parse_space
 from lorasweep.search.study import Asked, SweepStudy
@@ -207,11 +208,13 @@ def _train(
 
 
 def check_server(folders: Folders) -> None:
-    """Before anything is stored, see that the server of `tracking.uri` is one.
+    """Before anything is stored, see that the server of `tracking.uri` is one, and that the database of
+    `tracking.studies` can be written.
 
     Raises:
         StorageError: it is not, or does not let us in.
     """
+    database.check(folders)
     if folders.server is not None:
         from lorasweep.tracking import store as tracking_store
 

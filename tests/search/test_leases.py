@@ -44,7 +44,7 @@ def silence(study: SweepStudy, number: int, seconds: float) -> None:
 
 def test_a_claimed_trial_is_its_posts_until_another_claims_it(study: SweepStudy) -> None:
     asked(study, 2)
-    one, other = Leases.of(study, "0"), Leases.of(study, "1")
+    one, other = Leases(study._stored, "0", 10), Leases(study._stored, "1", 10)
     assert one.posts() == {0: None, 1: None}
     assert one.orphans([]) == [0, 1]  # their worker died before it could say who it is
     one.claim(0)
@@ -59,7 +59,7 @@ def test_a_claimed_trial_is_its_posts_until_another_claims_it(study: SweepStudy)
 
 def test_silence_longer_than_the_grace_period_makes_orphans(study: SweepStudy) -> None:
     asked(study, 2)
-    one, other = Leases.of(study, "0"), Leases.of(study, "1")
+    one, other = Leases(study._stored, "0", 10), Leases(study._stored, "1", 10)
     one.claim(0)
     one.claim(1)
     assert one.grace_seconds == 10 * BEATS_IN_GRACE == 40
@@ -73,7 +73,7 @@ def test_silence_longer_than_the_grace_period_makes_orphans(study: SweepStudy) -
 
 def test_ended_trials_are_nobodys(study: SweepStudy) -> None:
     asked(study, 1)
-    one, other = Leases.of(study, "0"), Leases.of(study, "1")
+    one, other = Leases(study._stored, "0", 10), Leases(study._stored, "1", 10)
     one.claim(0)
     study.fail(0, TrialRecord(0, TrialState.FAILED))
     silence(study, 0, 100)
@@ -86,7 +86,7 @@ def test_one_who_was_stopped_finds_out_before_it_says_anything(
     study: SweepStudy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked(study, 2)
-    one, other = Leases.of(study, "0"), Leases.of(study, "1")
+    one, other = Leases(study._stored, "0", 10), Leases(study._stored, "1", 10)
     for number in (0, 1):
         one.claim(number)
     other.claim(1)  # as after a long silence
@@ -97,7 +97,7 @@ def test_one_who_was_stopped_finds_out_before_it_says_anything(
     assert one.lost([0, 1]) == [1]  # and it is not forgotten by the next beat
     silence(study, 1, 45)
     one.renew([0, 1])
-    assert Leases.of(study, "2").orphans([]) == [1]  # nobody beats for a trial that is another's
+    assert Leases(study._stored, "2", 10).orphans([]) == [1]  # nobody beats for a trial that is another's
 
 
 def test_a_thread_beats_while_a_step_takes_long(study: SweepStudy) -> None:
@@ -105,7 +105,7 @@ def test_a_thread_beats_while_a_step_takes_long(study: SweepStudy) -> None:
     one = Leases(study._stored, "0", heartbeat_seconds=0.05)
     one.claim(0)
     silence(study, 0, 1000)
-    other = Leases.of(study, "1")
+    other = Leases(study._stored, "1", 10)
     assert other.orphans([]) == [0]
     with one.beating(lambda: [0]):
         deadline = time.monotonic() + 20
@@ -115,14 +115,14 @@ def test_a_thread_beats_while_a_step_takes_long(study: SweepStudy) -> None:
 
 
 def test_asking_warns_of_nothing(study: SweepStudy, recwarn: pytest.WarningsRecorder) -> None:
-    Leases.of(study, "0").orphans([])
+    Leases(study._stored, "0", 10).orphans([])
     asked(study, 1)
     assert not [warning for warning in recwarn if "eartbeat" in str(warning.message)]
 
 
 def test_a_lost_trial_may_come_back(study: SweepStudy) -> None:
     asked(study, 1)
-    one, other = Leases.of(study, "0"), Leases.of(study, "1")
+    one, other = Leases(study._stored, "0", 10), Leases(study._stored, "1", 10)
     one.claim(0)
     other.claim(0)
     one.renew([0])

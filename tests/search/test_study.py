@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import secrets
 import signal
 import sqlite3
 import subprocess
@@ -15,9 +16,11 @@ from typing import Any
 
 import pytest
 
+from clusterkit import Postgres
 from lorasweep.config.compose import compose
 from lorasweep.config.home import Folders, Home
 from lorasweep.config.schema import Config
+from lorasweep.database import url_of
 from lorasweep.errors import ConfigError, StorageError, TrialFailed, UsageError
 from lorasweep.records import TrialRecord, TrialState
 from lorasweep.search.space import parse_space
@@ -32,8 +35,21 @@ SPACE = {
 
 
 @pytest.fixture
-def folders(tmp_path: Path) -> Folders:
+def file_folders(tmp_path: Path) -> Folders:
     return Folders(tmp_path)
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def folders(request: pytest.FixtureRequest, tmp_path: Path) -> Folders:
+    """Where a study may lie: it is the same study in both."""
+    if request.param == "sqlite":
+        return Folders(tmp_path)
+    server: Postgres = request.getfixturevalue("postgres_server")
+    return Folders(tmp_path, studies=server.make_database(f"study_{secrets.token_hex(4)}"))
+
+
+def storage_url(folders: Folders) -> str:
+    return url_of(folders.studies) if folders.studies else f"sqlite:///{folders.study_db}"
 
 
 def make_config(
@@ -106,7 +122,7 @@ def test_optuna_agrees_about_states_and_values(folders: Folders) -> None:
     study.complete(complete.number, 0.5, record(complete, value=0.5))
     study.prune(pruned.number, 0.25, record(pruned, TrialState.PRUNED, value=0.25))
     study.fail(failed.number, record(failed, TrialState.FAILED))
-    theirs = optuna.load_study(study_name="trial_study", storage=f"sqlite:///{folders.study_db}")
+    theirs = optuna.load_study(study_name="trial_study", storage=storage_url(folders))
     assert [trial.state.name for trial in theirs.trials] == ["COMPLETE", "PRUNED", "FAIL", "RUNNING"]
     assert (theirs.best_value, theirs.trials[1].intermediate_values) == (0.5, {100: 0.25})
     assert theirs.direction.name == "MAXIMIZE"
@@ -116,7 +132,7 @@ def test_direction_is_the_objectives(folders: Folders) -> None:
     import optuna
 
     start(folders, "sweep.objective.metric=eval/loss", "sweep.objective.direction=minimize")
-    theirs = optuna.load_study(study_name="trial_study", storage=f"sqlite:///{folders.study_db}")
+    theirs = optuna.load_study(study_name="trial_study", storage=storage_url(folders))
     assert theirs.direction.name == "MINIMIZE"
     loaded = SweepStudy.load(folders, "trial_study")
     assert (loaded.metric, loaded.direction) == ("eval/loss", "minimize")
@@ -332,9 +348,9 @@ def test_importances_need_enough_results(folders: Folders) -> None:
 CHILD = """
     import os, signal, sys
     from pathlib import Path
-    sys.path.insert(0, {tests!r})
+    sys.path[:0] = [{tests!r}, {kits!r}]
     from test_study import Folders, ask, finish, start
-    study = start(Folders(Path({folder!r})), "sweep.trials=6", "sampler=tpe")
+    study = start(Folders(Path({folder!r}), studies={studies!r}), "sweep.trials=6", "sampler=tpe")
     finish(study, ask(study))
     asked = ask(study)
     study.set_run(asked.number, "run-of-the-dead")
@@ -344,15 +360,18 @@ CHILD = """
 """
 
 
-def kill_in_the_middle(folder: Path, last: str = "") -> None:
-    code = textwrap.dedent(CHILD).format(tests=str(Path(__file__).parent), folder=str(folder), last=last)
+def kill_in_the_middle(folders: Folders, last: str = "") -> None:
+    here = Path(__file__).parent
+    code = textwrap.dedent(CHILD).format(
+        tests=str(here), kits=str(here.parent), folder=str(folders.tracking), studies=folders.studies, last=last
+    )
     child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
     assert child.returncode == -signal.SIGKILL, child.stderr
     assert child.stderr == ""  # Optuna is silent
 
 
 def test_a_killed_process_leaves_its_trial_to_the_next(folders: Folders) -> None:
-    kill_in_the_middle(folders.tracking)
+    kill_in_the_middle(folders)
     study = start(folders, "sweep.trials=6", "sampler=tpe")
     (left,) = study.interrupted()
     assert left.number == 1 and study.run_id(1) == "run-of-the-dead"
@@ -366,7 +385,7 @@ def test_a_killed_process_leaves_its_trial_to_the_next(folders: Folders) -> None
 
 def test_a_kill_between_record_and_tell_trains_the_trial_again(folders: Folders) -> None:
     kill_in_the_middle(
-        folders.tracking, "from test_study import record; study._stored.set(1, 'record', record(asked).to_json())"
+        folders, "from test_study import record; study._stored.set(1, 'record', record(asked).to_json())"
     )
     study = start(folders, "sweep.trials=6", "sampler=tpe")
     (left,) = study.interrupted()
@@ -375,49 +394,53 @@ def test_a_kill_between_record_and_tell_trains_the_trial_again(folders: Folders)
     assert study.records()[1].value == value_of(left)
 
 
-def test_a_kill_between_ask_and_note_gives_the_same_point(folders: Folders, tmp_path: Path) -> None:
-    study = start(folders, "sampler=random")
+def test_a_kill_between_ask_and_note_gives_the_same_point(file_folders: Folders, tmp_path: Path) -> None:
+    study = start(file_folders, "sampler=random")
     asked = ask(study)
-    with sqlite3.connect(folders.study_db) as database:  # as if it had died at any moment of the ask
+    with sqlite3.connect(file_folders.study_db) as database:  # as if it had died at any moment of the ask
         database.execute("DELETE FROM trial_user_attributes")
         database.execute("DELETE FROM trial_params WHERE param_name = 'adapter.r'")
-    assert start(folders, "sampler=random").interrupted() == [asked]
+    assert start(file_folders, "sampler=random").interrupted() == [asked]
 
 
-def test_a_kill_before_the_study_said_what_it_is(folders: Folders) -> None:
-    start(folders)
-    with sqlite3.connect(folders.study_db) as database:
+def test_a_kill_before_the_study_said_what_it_is(file_folders: Folders) -> None:
+    start(file_folders)
+    with sqlite3.connect(file_folders.study_db) as database:
         database.execute("DELETE FROM study_user_attributes")
-    assert SweepStudy.names(folders) == []
+    assert SweepStudy.names(file_folders) == []
     with pytest.raises(UsageError, match="there is no sweep 'trial_study'"):
-        SweepStudy.load(folders, "trial_study")
-    assert ask(start(folders)).number == 0
-    assert SweepStudy.names(folders) == ["trial_study"]
+        SweepStudy.load(file_folders, "trial_study")
+    assert ask(start(file_folders)).number == 0
+    assert SweepStudy.names(file_folders) == ["trial_study"]
 
 
 # -- the database -----------------------------------------------------------------------------------------------------
 
 
-def test_the_database_survives_kills_and_waits_for_others(folders: Folders) -> None:
-    study = start(folders)
-    with sqlite3.connect(folders.study_db) as database:
+def test_the_database_survives_kills_and_waits_for_others(file_folders: Folders) -> None:
+    study = start(file_folders)
+    with sqlite3.connect(file_folders.study_db) as database:
         assert database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
     asked = ask(study)
-    reader = sqlite3.connect(folders.study_db)
+    reader = sqlite3.connect(file_folders.study_db)
     reader.execute("BEGIN")
     reader.execute("SELECT * FROM trials").fetchall()
     finish(study, asked)  # a reader does not block the writer
     reader.close()
 
 
-def test_a_broken_database_is_named_and_left_alone(folders: Folders) -> None:
-    folders.own.mkdir(parents=True)
-    folders.study_db.write_bytes(b"this is no database" * 100)
-    for call in (lambda: start(folders), lambda: SweepStudy.load(folders, "x"), lambda: SweepStudy.names(folders)):
+def test_a_broken_database_is_named_and_left_alone(file_folders: Folders) -> None:
+    file_folders.own.mkdir(parents=True)
+    file_folders.study_db.write_bytes(b"this is no database" * 100)
+    for call in (
+        lambda: start(file_folders),
+        lambda: SweepStudy.load(file_folders, "x"),
+        lambda: SweepStudy.names(file_folders),
+    ):
         with pytest.raises(StorageError, match="file is not a database") as caught:
             call()
-        assert str(folders.study_db) in str(caught.value) and caught.value.exit_code == 1
-    assert folders.study_db.read_bytes() == b"this is no database" * 100
+        assert str(file_folders.study_db) in str(caught.value) and caught.value.exit_code == 1
+    assert file_folders.study_db.read_bytes() == b"this is no database" * 100
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
@@ -431,7 +454,7 @@ def test_a_foreign_study_in_the_database_is_no_sweep(folders: Folders) -> None:
     import optuna
 
     start(folders)
-    optuna.create_study(study_name="theirs", storage=f"sqlite:///{folders.study_db}")
+    optuna.create_study(study_name="theirs", storage=storage_url(folders))
     assert SweepStudy.names(folders) == ["trial_study"]
 
 
@@ -449,12 +472,12 @@ def test_optuna_is_silent(
     assert [str(warning.message) for warning in recwarn if "optuna" in str(warning.category).lower()] == []
 
 
-def test_listing_a_sweep_imports_neither_torch_nor_mlflow(folders: Folders) -> None:
-    finish(study := start(folders), ask(study))
+def test_listing_a_sweep_imports_neither_torch_nor_mlflow(file_folders: Folders) -> None:
+    finish(study := start(file_folders), ask(study))
     code = (
         "import sys, json; from pathlib import Path; from lorasweep.config.home import Folders;"
         "from lorasweep.search.study import SweepStudy;"
-        f"SweepStudy.load(Folders(Path({str(folders.tracking)!r})), 'trial_study').records();"
+        f"SweepStudy.load(Folders(Path({str(file_folders.tracking)!r})), 'trial_study').records();"
         "print(json.dumps(sorted({name.partition('.')[0] for name in sys.modules})))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
@@ -537,7 +560,7 @@ def test_a_clone_shifts_no_known_point_and_samplers_learn_from_it(folders: Folde
     assert clone.params == {**points[0], "optimizer.lr": 5e-3, "train.seed": 3}
     assert second.params == points[1] and second.number == 2
     assert ask(start(folders, "sampler=list", enqueue=points)).params == points[2]
-    theirs = optuna.load_study(study_name="trial_study", storage=f"sqlite:///{folders.study_db}")
+    theirs = optuna.load_study(study_name="trial_study", storage=storage_url(folders))
     assert theirs.trials[1].params == {"adapter.r": 2, "optimizer.lr": 5e-3, "adapter.layers": 0}
 
 

@@ -1,7 +1,8 @@
-"""The address of an MLflow server, and its login kept apart: what is stored or shown never holds one.
+"""Addresses of an MLflow server and of a database, without what is secret in them: that is never stored or shown.
 
-MLflow's client takes the login from its own variables of the environment; a login that stands in an address moves there
-for as long as this process lives. Neighbours: `compose` and `sweep` (every address passes here), `checks`.
+MLflow's client takes the login from its own variables of the environment, PostgreSQL's the password: what of them
+stands in an address moves there for as long as this process lives. The database's user stays: it is no secret, and no
+two are the same database. Neighbours: `compose` and `sweep` (every address passes here), `checks`.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ import os
 from collections.abc import Iterable
 from urllib.parse import unquote, urlsplit, urlunsplit
 
-KEY = "tracking.uri"
+KEY, STUDIES = "tracking.uri", "tracking.studies"
 USERNAME, PASSWORD = "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"  # MLflow's own
+DATABASE_PASSWORD = "PGPASSWORD"  # libpq's own
 
 
 def problem(uri: str) -> str | None:
@@ -27,6 +29,35 @@ def problem(uri: str) -> str | None:
         f"`{KEY}` must be the address of an MLflow server, such as http://127.0.0.1:5000, got {bare(uri)!r}; leave it "
         "out for mlflow.db in the folder `tracking.dir`"
     )
+
+
+def studies_problem(uri: str) -> str | None:
+    """Why this cannot be the address of a PostgreSQL database, with the repair; None where it can."""
+    try:
+        parts = urlsplit(uri)
+        usable = parts.scheme in ("postgresql", "postgres") and len(parts.path) > 1 and not parts.fragment
+        usable = usable and (parts.port is None or parts.port > 0)
+    except ValueError:  # a port that is no number
+        usable = False
+    if usable:
+        return None
+    return (
+        f"`{STUDIES}` must be the address of a PostgreSQL database, such as postgresql://lorasweep@db.example:5432/"
+        f"lorasweep, got {bare(uri)!r}; leave it out for a file in `tracking.dir`"
+    )
+
+
+def keep_password_apart(uri: str) -> str:
+    """A database's address without its password, which PostgreSQL's client finds in the environment from now on."""
+    try:
+        parts = urlsplit(uri)
+    except ValueError:
+        return bare(uri)
+    if parts.password is None:
+        return uri
+    os.environ[DATABASE_PASSWORD] = unquote(parts.password)
+    user, _, host = parts.netloc.rpartition("@")
+    return urlunsplit(parts._replace(netloc=f"{user.partition(':')[0]}@{host}"))
 
 
 def bare(uri: str) -> str:
@@ -50,13 +81,15 @@ def keep_login_apart(uri: str) -> str:
 
 
 def without_logins(overrides: Iterable[str]) -> list[str]:
-    """Overrides that may be stored: the login of a server's address is kept apart."""
+    """Overrides that may be stored: what is secret in an address is kept apart."""
+    keep = {KEY: keep_login_apart, STUDIES: keep_password_apart}
     found = []
     for word in overrides:
         key, equals, value = word.partition("=")
-        if equals and key.lstrip("+") == KEY:
+        if equals and key.lstrip("+") in keep:
             quote = value[:1] if value[:1] in ("'", '"') else ""
-            found.append(f"{key}={quote}{keep_login_apart(value.strip(quote) if quote else value)}{quote}")
+            stored = keep[key.lstrip("+")](value.strip(quote) if quote else value)
+            found.append(f"{key}={quote}{stored}{quote}")
         else:
             found.append(word)
     return found

@@ -84,6 +84,9 @@ def _cross_problems(config: Config) -> Iterator[str]:
         yield f"`adapter=head` trains the head alone, and `adapter.bias`={config.adapter.bias} asks for more; use none"
     if config.tracking.uri is not None and (wrong := address.problem(config.tracking.uri)) is not None:
         yield wrong
+    studies = config.tracking.studies
+    if studies is not None and (wrong := address.studies_problem(studies)) is not None:
+        yield wrong
     if config.sweep.name:
         try:
             check_name(config.sweep.name, "sweep name")

@@ -252,6 +252,8 @@ def _typed(composed: Any, home: Home, sweep: str | None, given: dict[str, Any], 
     config.sweep.name = config.sweep.name or sweep or ""
     if config.tracking.uri is not None:
         config.tracking.uri = address.keep_login_apart(config.tracking.uri)
+    if config.tracking.studies is not None:
+        config.tracking.studies = address.keep_password_apart(config.tracking.studies)
     _first_objective(config.sweep)
     return config
 

@@ -14,7 +14,8 @@ from typing import Protocol
 
 from lorasweep.checkpoint import Checkpoints
 from lorasweep.config.home import Folders
-from lorasweep.posts import locks
+from lorasweep.errors import StorageError
+from lorasweep.posts import locks, table
 
 
 class Post(Protocol):
@@ -46,7 +47,16 @@ class Post(Protocol):
 
     @property
     def alone(self) -> bool:
-        """Whether no other post was ever held."""
+        """Whether no other process ever held a post."""
+
+    def held(self) -> bool:
+        """Whether nobody else has taken the post, because this process was silent for long."""
+
+    def lost(self) -> StorageError:
+        """The error to end with where it is not."""
+
+    def beat(self, grace_seconds: float) -> bool:
+        """Give a sign of life; the post counts as held for so long from now on. False where it is another's."""
 
 
 def enter(folders: Folders, sweep: str, join: bool = False) -> AbstractContextManager[Post]:
@@ -55,9 +65,9 @@ def enter(folders: Folders, sweep: str, join: bool = False) -> AbstractContextMa
     Raises:
         StorageError: another process works on the sweep, and `join` is not set.
     """
-    return locks.enter(folders, sweep, join)
+    return table.enter(folders, sweep, join) if folders.shared else locks.enter(folders, sweep, join)
 
 
 def holders(folders: Folders, sweep: str) -> list[str]:
     """The processes that work on a sweep now, in words. Empty where locks cannot tell."""
-    return locks.holders(folders.sweep(sweep))
+    return table.holders(folders, sweep) if folders.shared else locks.holders(folders.sweep(sweep))

@@ -69,6 +69,18 @@ class LockedPost:
         """See `posts.Post`."""
         return all(path.stem == self.name for path in _lock_files(self.folder))
 
+    def held(self) -> bool:
+        """See `posts.Post`: the kernel gives a lock to nobody else."""
+        return True
+
+    def lost(self) -> StorageError:
+        """See `posts.Post`."""
+        return StorageError(f"another process took the post of this one on sweep {self.sweep}")
+
+    def beat(self, grace_seconds: float) -> bool:
+        """See `posts.Post`: the lock is the sign."""
+        return True
+
 
 @contextmanager
 def enter(folders: Folders, sweep: str, join: bool) -> Iterator[LockedPost]:

@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 from lorasweep.records import TrialRecord, TrialState
 from lorasweep.search import clones
+from lorasweep.search.database import readable_errors
 from lorasweep.search.reader import PARAMS, finals_name
 from lorasweep.search.reports import Verdict
 from lorasweep.search.requests import PAUSE, Request
 from lorasweep.search.steering import Asked
-from lorasweep.search.storage import read, readable_errors
+from lorasweep.search.storage import read
 from lorasweep.search.study import SweepStudy
 from lorasweep.stats import mean_interval
 

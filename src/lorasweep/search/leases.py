@@ -18,9 +18,11 @@ from typing import TYPE_CHECKING, Any
 from optuna.trial import TrialState
 
 from lorasweep.errors import StorageError
-from lorasweep.search.storage import StoredStudy, read, readable_errors
+from lorasweep.search.database import readable_errors
+from lorasweep.search.storage import StoredStudy, read
 
 if TYPE_CHECKING:
+    from lorasweep.posts import Post
     from lorasweep.search.study import SweepStudy
 
 POST = "post"  # attribute of a trial
@@ -28,10 +30,11 @@ BEATS_IN_GRACE = 4  # heartbeats that must fail before a worker counts as gone
 
 
 class Leases:
-    """The running trials of one study and their workers, seen from `post`."""
+    """The running trials of one study and their workers, seen from the post of this name; `seat` is the post itself,
+    where it may be taken from a worker that was silent."""
 
-    def __init__(self, stored: StoredStudy, post: str, heartbeat_seconds: float):
-        self.stored, self.post, self.beat_seconds = stored, post, heartbeat_seconds
+    def __init__(self, stored: StoredStudy, post: str, heartbeat_seconds: float, seat: Post | None = None):
+        self.stored, self.post, self.beat_seconds, self.seat = stored, post, heartbeat_seconds, seat
         self.grace_seconds = BEATS_IN_GRACE * heartbeat_seconds
         self._beaten_at, self._lost = time.monotonic(), set[int]()
         self._renewing = threading.Lock()
@@ -40,9 +43,9 @@ class Leases:
         warnings.filterwarnings("ignore", message="Heartbeat of storage")  # meant for study.optimize alone
 
     @classmethod
-    def of(cls, study: SweepStudy, post: str) -> Leases:
+    def of(cls, study: SweepStudy, post: Post) -> Leases:
         """Those of a sweep, as its launcher sets them."""
-        return cls(study._stored, post, study.config.launcher.heartbeat_seconds)
+        return cls(study._stored, post.name, study.config.launcher.heartbeat_seconds, post)
 
     def claim(self, number: int) -> None:
         """This post trains the trial from now on.
@@ -59,7 +62,12 @@ class Leases:
         return {frozen.number: read(frozen, POST) for frozen in self.stored.trials()}
 
     def holds(self, number: int) -> bool:
-        """Whether the trial runs and is this post's."""
+        """Whether the trial runs and is this post's, and the post this worker's."""
+        if self.seat is not None and not self.seat.held():
+            return False
+        return self._is_ours(number)
+
+    def _is_ours(self, number: int) -> bool:
         frozen = self.stored.trial(number)
         return frozen.state == TrialState.RUNNING and read(frozen, POST) in (self.post, None)
 
@@ -101,8 +109,9 @@ class Leases:
         """Beat for those of these trials that are still this post's; the others are lost."""
         with self._renewing:
             started = time.monotonic()  # before the database's time of the beats, never after
+            ours = self.seat is None or self.seat.beat(self.grace_seconds)
             for number in numbers:
-                if self.holds(number):
+                if ours and self._is_ours(number):
                     self.beat([number])
                 else:
                     self._lost.add(number)

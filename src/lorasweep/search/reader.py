@@ -15,6 +15,7 @@ from lorasweep.config.schema import Config
 from lorasweep.errors import StorageError
 from lorasweep.records import TrialRecord, TrialState
 from lorasweep.search import clones
+from lorasweep.search.database import place_of
 from lorasweep.search.objectives import Goals
 from lorasweep.search.reports import reports_of
 from lorasweep.search.space import Space, parse_space
@@ -136,7 +137,7 @@ class StudyReader:
         if stored is None:
             raise StorageError(
                 f"trial {number} of sweep {self.name!r} has ended without a record: something else wrote to "
-                f"{self.folders.study_db}; restore it from a backup, or start the sweep under another sweep.name"
+                f"{place_of(self.folders)}; restore it from a backup, or start the sweep under another sweep.name"
             )
         return self._ended.setdefault(number, TrialRecord.from_json(stored))
 

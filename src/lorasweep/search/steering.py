@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 from lorasweep.config.home import Folders
 from lorasweep.errors import UsageError
 from lorasweep.search import clones, requests
+from lorasweep.search.database import readable_errors
 from lorasweep.search.reader import PARAMS, StudyReader
 from lorasweep.search.requests import Request
-from lorasweep.search.storage import read, readable_errors
+from lorasweep.search.storage import read
 
 if TYPE_CHECKING:
     import optuna

@@ -19,6 +19,7 @@ from lorasweep.config.schema import Config
 from lorasweep.errors import ConfigError, TrialFailed, UsageError, nearest
 from lorasweep.records import TrialRecord
 from lorasweep.search import budget, clones, reports
+from lorasweep.search.database import exists, open_storage, readable_errors
 from lorasweep.search.identity import check_same
 from lorasweep.search.objectives import Goals
 from lorasweep.search.pruners import Judge, rungs_of
@@ -26,7 +27,7 @@ from lorasweep.search.reader import ABOUT, PARAMS, RECORD, RUN_ID
 from lorasweep.search.reports import Verdict
 from lorasweep.search.space import Space
 from lorasweep.search.steering import Asked, SteeredStudy
-from lorasweep.search.storage import open_storage, read, readable_errors, study_names
+from lorasweep.search.storage import read, study_names
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -101,24 +102,29 @@ class SweepStudy(SteeredStudy):
         """
         import optuna
 
-        if not folders.study_db.is_file():
-            raise UsageError(f"there is no sweep {name!r} in {folders.tracking}: no sweep was ever started there")
         with readable_errors(folders):
+            if not exists(folders):
+                raise UsageError(
+                    f"there is no sweep {name!r} in {folders.studies or folders.tracking}: no sweep was ever started "
+                    "there"
+                )
             storage = open_storage(folders)
             names = study_names(storage, ABOUT)
             if name not in names:
-                raise UsageError(f"there is no sweep {name!r} in {folders.tracking}; {nearest(name, names)}")
+                place = folders.studies or folders.tracking
+                raise UsageError(f"there is no sweep {name!r} in {place}; {nearest(name, names)}")
             study = optuna.load_study(study_name=name, storage=storage)
             about = json.loads(study.user_attrs[ABOUT])
-            server = folders.server or about["config"]["tracking"].get("uri")  # a server that moved is given anew
-            return cls(replace(folders, server=server), study, about)
+            stored = about["config"]["tracking"]  # a server or files that moved are given anew
+            server, files = folders.server or stored.get("uri"), folders.files or stored.get("files")
+            return cls(replace(folders, server=server, files=files), study, about)
 
     @staticmethod
     def names(folders: Folders) -> list[str]:
         """Names of all studies, newest first; empty where no sweep was ever started."""
-        if not folders.study_db.is_file():
-            return []
         with readable_errors(folders):
+            if not exists(folders):
+                return []
             return study_names(open_storage(folders), ABOUT)
 
     @cached_property

@@ -32,6 +32,12 @@ class Queue:
         self.last_asked = -1  # the highest trial number that this post has taken up
         self._returning: deque[Candidate] = deque()
 
+    def clear(self) -> None:
+        """Forget what is on its way; `recover` finds it again."""
+        self.waiting.clear()
+        self._returning.clear()
+        self.last_asked = -1
+
     def recover(self, workbench: Workbench, checkpoint: Checkpoint | None) -> list[str]:
         """Take up what an earlier process left at this post; returns what a person should know."""
         only = None if self.only is None else [self.only]

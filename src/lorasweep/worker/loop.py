@@ -23,6 +23,7 @@ from lorasweep.config.schema import Config
 from lorasweep.errors import ConfigError, LorasweepError, StorageError, TrialFailed
 from lorasweep.posts import Post
 from lorasweep.progress import Progress
+from lorasweep.search.database import StudiesAway, wait_until_back
 from lorasweep.search.leases import Leases
 from lorasweep.search.requests import PAUSE
 from lorasweep.worker import replay
@@ -42,7 +43,7 @@ LOOK_SECONDS = 0.5  # between two looks at what people ask for; a look costs a r
 LOOK_SHARE = 0.02  # of a worker's time that looks for further trials may cost once there was none
 LOOK_AT_LATEST_SECONDS = 10.0
 RETRY_SECONDS = 2.0  # between tries to make a run
-PATIENCE_SECONDS = 600.0  # that a worker with nothing else to do waits for MLflow
+PATIENCE_SECONDS = 600.0  # that a worker with nothing else to do waits for MLflow, or for the studies' database
 
 
 class Interrupted(LorasweepError):
@@ -68,7 +69,7 @@ class Worker:
         waits and all that the study asks for."""
         self.study, self.tracker, self.workbench, self.progress = study, tracker, workbench, progress
         self.compose, self.post = composer, post
-        self.leases = Leases.of(study, post.name)
+        self.leases = Leases.of(study, post)
         self.queue = Queue(study, self.leases, post, only)
         self.checkpoints = post.checkpoints if only is None else post.checkpoints_of_trial(only.number)
         self.checkpoints.kept = study.config.train.checkpoints_kept
@@ -94,7 +95,26 @@ class Worker:
             pausing_on_full_disk(self.study.name, self.checkpoints.folder),
             self.leases.beating(lambda: [*self.slots.ours, *self.queue.numbers]),
         ):
-            self._loop()
+            while True:
+                try:
+                    return self._loop()
+                except StudiesAway as error:
+                    self._begin_again(error)
+
+    def _begin_again(self, error: StudiesAway) -> None:
+        """Wait for the studies' database, then go on from the last checkpoint as after a kill: what was asked of the
+        database when it broke off may or may not have happened, and recovering tells."""
+        self.progress.note(
+            f"{error.args[0].partition('. Nothing')[0]}. Waiting for it; training goes on from the last checkpoint"
+        )
+        for number in list(self.slots.trials):
+            self.tracker.let_go(number)
+        self.slots.clear()
+        self.workbench.rebuild([])
+        self.queue.clear()
+        if not wait_until_back(self.study.folders, PATIENCE_SECONDS, self.stop.is_set):
+            raise error
+        self.progress.note("the database answers again")
 
     def _loop(self) -> None:
         self._recover()
@@ -151,6 +171,8 @@ class Worker:
             self._save()
 
     def _save(self) -> None:
+        if not self.post.held():
+            raise self.post.lost()
         self.checkpoints.save(*replay.snapshot(self.workbench, self.queue.candidates, self.queue.last_asked))
         self.slots.changed, self._saved_at = False, time.monotonic()
 

@@ -87,6 +87,11 @@ class Slots:
             trial.pack.evict(number)
             self.changed = True
 
+    def clear(self) -> None:
+        """Forget all of them; their packs are made anew."""
+        self.trials.clear()
+        self.changed = True
+
     def __len__(self) -> int:
         return len(self.trials)
 
