@@ -28,7 +28,7 @@ Set a value with `group.key=value`, choose a file of a group with `group=option`
 
 The defaults below are the schema's. The files of conf/ stand over them, a file of sweeps/ stands over those, and the
 command line over all. A `conf/` or `sweeps/` folder of yours comes before ours, file by file.
-In a file, `${oc.env:NAME}` is the value of an environment variable; where that is not set, the setting is refused by name.
+In a file, `${oc.env:NAME}` is the value of an environment variable; one that is not set is named with its setting.
 """
 
 
