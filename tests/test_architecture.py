@@ -12,13 +12,13 @@ SOURCE = Path(__file__).parent.parent / "src" / "lorasweep"
 # Rooms from the top down: a module imports from its own room or from rooms further down, never up.
 LAYERS = [
     ("cli",),
-    ("planning", "promotion", "prediction", "exporting", "reproduction", "ui", "doctor", "control"),
+    ("planning", "promotion", "prediction", "exporting", "reproduction", "ui", "doctor", "control", "workers"),
     ("sweep",),
+    ("launchers",),
     ("closing",),
     ("report", "forking", "prechecks", "publishing"),
     ("finalists",),
     ("leaderboard", "registry", "live"),
-    ("launchers",),
     ("worker",),
     ("workbench",),
     ("search", "tracking", "training"),
@@ -28,7 +28,7 @@ LAYERS = [
     ("metrics",),
     ("data",),
     ("config",),
-    ("progress", "failpoints"),
+    ("progress", "failpoints", "environment"),
     ("records", "errors", "stats", "checksums"),
     ("__init__",),
 ]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import os
 import re
 import signal
@@ -20,30 +19,16 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from lorasweep import __version__
+from lorasweep import __version__, environment
 from lorasweep.errors import LorasweepError, UsageError
 
 OVERRIDE = re.compile(r"^[~+]{0,2}[A-Za-z_][\w./@-]*=")
-ENVIRONMENT = {  # a user's own setting wins
-    # OpenMP threads that spin while they wait slow a step several-fold wherever another program wants the core too
-    "GOMP_SPINCOUNT": "1000",
-    # libraries that would talk over the live view
-    "TRANSFORMERS_VERBOSITY": "error",
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-}
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit code; no traceback for errors that are the user's to mend."""
     words = list(sys.argv[1:] if argv is None else argv)
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    # bitsandbytes asks for an optional kernel package at each import on CPUs with avx512_bf16; it works without
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    environment.settle()
     as_json = "--json" in words
     if threading.current_thread() is threading.main_thread():  # a worker answers better once it has something to save
         signal.signal(signal.SIGTERM, _leave)
@@ -140,6 +125,8 @@ def build_parser() -> argparse.ArgumentParser:
         acts.add_argument("name")
         acts.add_argument("trial", type=_number, metavar="TRIAL")
     copy.add_argument("--warm", action="store_true", help="start from that trial's adapter")
+    crew = command("workers", _workers, "who works on a sweep: where, on which trials, since when, last sign of life")
+    crew.add_argument("name")
     pause = command("pause", _pause, "save a running sweep and let its processes leave; resume continues it")
     pause.add_argument("name")
     command("doctor", _doctor, "versions, devices, storage: what would not work and how to mend it")
@@ -385,6 +372,17 @@ def _pause(arguments: argparse.Namespace, overrides: list[str]) -> int:
     else:
         print(f"Process {', '.join(processes)} saves its trials and leaves at its next turn;")
         print(f"`lorasweep resume {arguments.name}` goes on.")
+    return 0
+
+
+def _workers(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    from lorasweep import workers
+
+    found = workers.at_work(arguments.name, overrides)
+    if arguments.json:
+        _print_json({"sweep": arguments.name, "workers": [one.to_json() for one in found]})
+    else:
+        workers.show(arguments.name, found)
     return 0
 
 

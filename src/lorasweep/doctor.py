@@ -20,7 +20,7 @@ import psutil
 
 from lorasweep.config.home import Folders, Home
 from lorasweep.errors import StorageError
-from lorasweep.launchers.local import available_cores
+from lorasweep.worker.here import available_cores
 
 NEEDED = ("torch", "transformers", "peft", "accelerate", "datasets", "evaluate", "hydra-core", "optuna", "mlflow")
 LOW_DISK_BYTES = 2 << 30

@@ -9,6 +9,7 @@ them, `promotion` asks for the best.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -104,18 +105,19 @@ def run(
     composer: Callable[[dict[str, Any]], Config],
     progress: Progress,
     post: Post,
+    stop: threading.Event | None = None,
 ) -> None:
     """Plan and train what `sweep.finalists` asks for, and what an earlier process left of it. No trial of the search
-    may be running. `tracker` is the open one of the search.
+    may be running. `tracker` is the open one of the search; `stop`: save and leave once it is set.
 
     Raises:
         Interrupted: as a worker; what was trained is saved.
     """
     if not left(study):
         return
-    from lorasweep.launchers import local
     from lorasweep.tracking.runs import Series
     from lorasweep.tracking.tracker import Tracker
+    from lorasweep.worker import here
     from lorasweep.worker.loop import Worker
 
     finals = FinalsStudy.of(study, create=True)
@@ -145,7 +147,8 @@ def run(
         repeats.connect()
         repeats.take_up_ends()
         worker = Worker(finals, repeats, workbench, composer, _Repeats(progress, finals), post.on(PART))
-        local.launch(worker, study.config.launcher)
+        worker.stop = stop or worker.stop
+        here.launch(worker, study.config.launcher)
     except Exception:  # not where Ctrl-C came twice: that stops at once, and what waits in the spool is kept there
         with suppress(LorasweepError, OSError):  # what happened first is what is told
             repeats.close()

@@ -60,9 +60,9 @@ def plan(name: str, overrides: list[str]) -> Plan:
     Raises:
         ConfigError, DataError, ModelError, UsageError: as `sweep.start`.
     """
-    from lorasweep.launchers.local import prepare
     from lorasweep.training.pack import Pack
     from lorasweep.training.planner import probe
+    from lorasweep.worker.here import prepare
 
     home = Home.find()
     home.find_sweep(name)

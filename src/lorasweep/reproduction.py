@@ -191,8 +191,8 @@ def _is_cpu(recorded: Recorded) -> bool:
 
 def _workbench(recorded: Recorded, config: Config, folders: Folders) -> Workbench:
     """Data and base, checked to be those of the run."""
-    from lorasweep.launchers.local import prepare
     from lorasweep.workbench import Workbench
+    from lorasweep.worker.here import prepare
 
     workbench = Workbench(folders, config.sweep.objective, 1)
     now, then = workbench.data(config), recorded.tags.get("lorasweep.fingerprint.data")

@@ -1,8 +1,8 @@
 """A sweep from its name to its leaderboard: create or continue the study, check everything, launch, finalise.
 
 Everything that can be wrong with config, data, base or objective is found before the study exists, so that a
-mended sweep starts clean. Neighbours: `prechecks` (what is checked), `search`, `launchers.local` (what runs),
-`leaderboard` (what is shown), `cli` (who calls).
+mended sweep starts clean. Neighbours: `prechecks` (what is checked), `search`, `worker.here` and `launchers` (what
+runs), `leaderboard` (what is shown), `cli` (who calls).
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from lorasweep.config import address, compose
 from lorasweep.config.home import Folders, Home
 from lorasweep.config.schema import GROUPS, TRIAL_GROUPS, Config
 from lorasweep.errors import LorasweepError
-from lorasweep.launchers.local import prepare
+from lorasweep.launchers import local, oversight
+from lorasweep.launchers.orders import Orders
+from lorasweep.launchers.places import Place
 from lorasweep.leaderboard import board as leaderboard
 from lorasweep.posts import Post
 from lorasweep.prechecks import (
@@ -37,6 +39,7 @@ from lorasweep.search.objectives import Goals
 from lorasweep.search.space import parse_space
 from lorasweep.search.study import Asked, SweepStudy
 from lorasweep.workbench import Workbench
+from lorasweep.worker.here import prepare
 
 TRAIN = "train"  # the study and experiment in which `lorasweep train` collects its single trials
 NEVER_A_TRIALS = set(GROUPS) - set(TRIAL_GROUPS) | {"sweep"}  # overrides that change no trial's numbers
@@ -125,13 +128,15 @@ def _run(name: str, config: Config, overrides: list[str], home: Home, quiet: boo
     check_overrides(space, overrides)
     trials = [compose.compose_trial(overrides, name, point, home) for point in probe_points(space, config)]
     prepare(config.launcher)  # packs count threads as they are made
+    places = local.places_of(config.launcher) if config.launcher.workers > 1 else []
     workbench = Workbench(folders, config.sweep.objective, given_slots(config) or 1)
     if config.pruner.kind != "none":
         check_rungs(trials, workbench)
     identity = identify(config, space, workbench)
     with ExitStack() as stack:
+        door = stack.enter_context(ExitStack())  # held by this process until workers of their own stand there
         if exists:
-            post = stack.enter_context(posts.enter(folders, config.sweep.name, join))
+            post = door.enter_context(posts.enter(folders, config.sweep.name, join))
             study = SweepStudy.open(folders, config, space, identity, overrides, sweep_file=name)
             if given_slots(config) is None and study.slots is not None:
                 workbench.set_slots(study.slots)
@@ -148,7 +153,7 @@ def _run(name: str, config: Config, overrides: list[str], home: Home, quiet: boo
         if given_slots(config) is None and not (exists and study.slots is not None):
             settle_slots(workbench, trial, [trial, *trials])
         if not exists:
-            post = stack.enter_context(posts.enter(folders, config.sweep.name, join))
+            post = door.enter_context(posts.enter(folders, config.sweep.name, join))
             study = SweepStudy.open(folders, config, space, identity, overrides, sweep_file=name)
         else:
             done = [record for record in study.records() if record.state != "running"]
@@ -159,7 +164,11 @@ def _run(name: str, config: Config, overrides: list[str], home: Home, quiet: boo
         study.keep_slots(workbench.slots)
         for earlier, count in study.seeded_from.items():
             progress.note(f"the sampler starts from {count} trials of sweep {earlier}")
-        _launch(study, config, overrides, workbench, home, progress, post)
+        if places:
+            workbench.release()
+            _launch_crew(study, workbench, progress, door, places)
+        else:
+            _launch(study, config, overrides, workbench, home, progress, post)
     return _outcome(study, workbench.slots, time.monotonic() - started)
 
 
@@ -235,8 +244,8 @@ def _launch(
     post: Post,
     only: Asked | None = None,
 ) -> None:
-    from lorasweep.launchers import local
     from lorasweep.tracking.tracker import Tracker
+    from lorasweep.worker import here
     from lorasweep.worker.loop import Worker
 
     def composer(params: dict[str, Any]) -> Config:
@@ -246,7 +255,7 @@ def _launch(
     try:
         tracker.open_sweep(config, compose.to_yaml(config), list(config.sweep.space))
         worker = Worker(study, tracker, workbench, composer, progress, post, only)
-        local.launch(worker, config.launcher)
+        here.launch(worker, config.launcher)
         if only is None and study.counts()["running"]:
             progress.note("other processes train on; the last one writes the summary and the report")
         else:
@@ -258,6 +267,42 @@ def _launch(
             tracker.close()
         raise
     tracker.close()
+
+
+def _launch_crew(
+    study: SweepStudy, workbench: Workbench, progress: Progress, door: ExitStack, places: list[Place]
+) -> None:
+    """Train in processes of their own and watch them. `door` holds the post of this process, which they need."""
+    from lorasweep.tracking.tracker import Tracker
+
+    config, folders = study.config, workbench.folders
+    places = places[: max(1, _trials_to_train(study))]
+    tracker = Tracker(folders, study.name)
+    try:
+        tracker.open_sweep(config, compose.to_yaml(config), list(config.sweep.space))
+        orders = Orders(
+            study.name, 0, str(folders.tracking), folders.server, folders.studies, folders.files, workbench.slots
+        )
+        progress.note(local.describe(places, config.launcher, workbench.slots))
+        door.close()
+        oversight.oversee(local.Processes(orders, places), study, progress)
+        with posts.enter(folders, study.name, join=True) as post:
+            if study.counts()["running"]:
+                progress.note("other processes train on; the last one writes the summary and the report")
+            else:
+                tracker.take_up_ends()
+                closing.close(study, tracker, post)
+    except Exception:  # as in `_launch`
+        with suppress(LorasweepError, OSError):
+            tracker.close()
+        raise
+    tracker.close()
+
+
+def _trials_to_train(study: SweepStudy) -> int:
+    """How many trials a sweep has before it at most, those of its finalists too: more workers than that would wait."""
+    finals = study.config.sweep.finalists
+    return study.remaining() + study.counts()["running"] + finals.top * finals.seeds
 
 
 def _outcome(study: SweepStudy, slots: int, wall_seconds: float, nothing_to_do: bool = False) -> Outcome:

@@ -48,6 +48,16 @@ class Workbench:
         assert not self.active_packs, "slots are set before trials train"
         self.slots, self._packs = slots, {}
 
+    def release(self) -> None:
+        """Give back what bases and packs take of the device: others train here. They are made anew where needed."""
+        from lorasweep.models.base import resolve_device
+        from lorasweep.training.memory import free_memory
+
+        devices = {config.launcher.device for _, _, config in self._packs.values()}
+        self._packs, self._bases = {}, {}
+        for device in devices:
+            free_memory(resolve_device(device))
+
     def data(self, config: Config) -> SearchData:
         """Training and validation rows of a trial.
 

@@ -10,12 +10,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 from lorasweep.checkpoint import Checkpoints
 from lorasweep.config.home import Folders
 from lorasweep.errors import StorageError
 from lorasweep.posts import locks, table
+
+
+@dataclass(frozen=True)
+class Worker:
+    """Who holds a post, or held it last. `since`: seconds since 1970 when it took the post, None where nobody noted it;
+    `silent_seconds` since the post's last heartbeat, None where posts have none: a lock is held or it is not. `about`:
+    what it said of itself, such as `device`."""
+
+    post: str
+    alive: bool
+    host: str
+    pid: int | None
+    since: float | None = None
+    silent_seconds: float | None = None
+    about: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Post(Protocol):
@@ -59,15 +75,24 @@ class Post(Protocol):
         """Give a sign of life; the post counts as held for so long from now on. False where it is another's."""
 
 
-def enter(folders: Folders, sweep: str, join: bool = False) -> AbstractContextManager[Post]:
-    """Take a post on a sweep.
+def enter(
+    folders: Folders, sweep: str, join: bool = False, about: Mapping[str, Any] | None = None
+) -> AbstractContextManager[Post]:
+    """Take a post on a sweep. `about`: JSON types that `roll` shows of this worker.
 
     Raises:
         StorageError: another process works on the sweep, and `join` is not set.
     """
-    return table.enter(folders, sweep, join) if folders.shared else locks.enter(folders, sweep, join)
+    if folders.shared:
+        return table.enter(folders, sweep, join, about)
+    return locks.enter(folders, sweep, join, about)
 
 
 def holders(folders: Folders, sweep: str) -> list[str]:
     """The processes that work on a sweep now, in words. Empty where locks cannot tell."""
     return table.holders(folders, sweep) if folders.shared else locks.holders(folders.sweep(sweep))
+
+
+def roll(folders: Folders, sweep: str) -> list[Worker]:
+    """Every post that was ever held on a sweep, with who holds it or held it last."""
+    return table.roll(folders, sweep) if folders.shared else locks.roll(folders.sweep(sweep))

@@ -7,15 +7,21 @@ Neighbour: `table`, which reaches over hosts.
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterator
+import socket
+import time
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING, Any
 
 from lorasweep.checkpoint import Checkpoints, checkpoints_of
 from lorasweep.config.home import Folders
 from lorasweep.errors import StorageError
+
+if TYPE_CHECKING:
+    from lorasweep.posts import Worker
 
 FIRST = "0"
 
@@ -83,7 +89,7 @@ class LockedPost:
 
 
 @contextmanager
-def enter(folders: Folders, sweep: str, join: bool) -> Iterator[LockedPost]:
+def enter(folders: Folders, sweep: str, join: bool, about: Mapping[str, Any] | None = None) -> Iterator[LockedPost]:
     """See `posts.enter`: the first post that is free."""
     folder = folders.sweep(sweep)
     places = folder / "posts"
@@ -100,7 +106,8 @@ def enter(folders: Folders, sweep: str, join: bool) -> Iterator[LockedPost]:
             while (handle := held.enter_context(_locked(places / f"{number}.lock", wait=False))) is None:
                 number += 1
             handle.truncate(0)
-            handle.write(str(os.getpid()))
+            said = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.time(), "about": dict(about or {})}
+            handle.write(json.dumps(said))
             handle.flush()
         yield LockedPost(folders, sweep, str(number))
 
@@ -108,6 +115,18 @@ def enter(folders: Folders, sweep: str, join: bool) -> Iterator[LockedPost]:
 def holders(folder: Path) -> list[str]:
     """Ids of the processes that work on a sweep now. `folder` is the sweep's own. Empty where locks cannot tell."""
     return [_holder(path) for path in _lock_files(folder) if _is_held(path)]
+
+
+def roll(folder: Path) -> list[Worker]:
+    """See `posts.roll`. `folder` is the sweep's own."""
+    from lorasweep.posts import Worker
+
+    found = []
+    for path in sorted(_lock_files(folder), key=lambda path: int(path.stem)):
+        alive, said = _is_held(path), _said(path)
+        host = said.get("host", socket.gethostname())
+        found.append(Worker(path.stem, alive, host, said.get("pid"), said.get("since"), None, said.get("about", {})))
+    return found
 
 
 def _lock_files(folder: Path) -> list[Path]:
@@ -120,7 +139,16 @@ def _is_held(path: Path) -> bool:
 
 
 def _holder(path: Path) -> str:
-    return path.read_text().strip() or "?"
+    return str(_said(path).get("pid", "?"))
+
+
+def _said(path: Path) -> dict[str, Any]:
+    """What the holder of a post wrote into its lock; empty where it is about to."""
+    try:
+        said = json.loads(path.read_text())
+    except ValueError:
+        return {}
+    return said if isinstance(said, dict) else {"pid": said}  # a process of an older version wrote its id alone
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import json
 import os
 import secrets
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,8 @@ from lorasweep.errors import StorageError
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Row
+
+    from lorasweep.posts import Worker
 
 FIRST_GRACE_SECONDS = 60.0  # until a post's first heartbeat says its own
 CREATE = """
@@ -139,7 +141,7 @@ def prepare(folders: Folders) -> None:
 
 
 @contextmanager
-def enter(folders: Folders, sweep: str, join: bool, about: dict[str, Any] | None = None) -> Iterator[TablePost]:
+def enter(folders: Folders, sweep: str, join: bool, about: Mapping[str, Any] | None = None) -> Iterator[TablePost]:
     """See `posts.enter`: the first post that a dead worker left, else a new one. `about`: JSON types for people."""
     token = secrets.token_hex(8)
     with readable_errors(folders):
@@ -155,7 +157,7 @@ def enter(folders: Folders, sweep: str, join: bool, about: dict[str, Any] | None
                 )
             name = next((row.name for row in rows if not row.alive), str(len(rows)))
             values = {"sweep": sweep, "name": name, "token": token, "host": socket.gethostname(), "pid": os.getpid(),
-                      "about": json.dumps(about or {}), "grace": FIRST_GRACE_SECONDS}  # fmt: skip
+                      "about": json.dumps(dict(about or {})), "grace": FIRST_GRACE_SECONDS}  # fmt: skip
             connection.execute(
                 _text(
                     "insert into lorasweep_posts values"
@@ -177,6 +179,24 @@ def enter(folders: Folders, sweep: str, join: bool, about: dict[str, Any] | None
 def holders(folders: Folders, sweep: str) -> list[str]:
     """See `posts.holders`."""
     return [_words(row) for row in rows_of(folders, sweep) if row.alive]
+
+
+def roll(folders: Folders, sweep: str) -> list[Worker]:
+    """See `posts.roll`."""
+    from lorasweep.posts import Worker
+
+    return [
+        Worker(
+            post=row.name,
+            alive=row.alive,
+            host=row.host,
+            pid=row.pid,
+            since=row.since.timestamp(),
+            silent_seconds=float(row.silent_seconds),
+            about=json.loads(row.about),
+        )
+        for row in rows_of(folders, sweep)
+    ]
 
 
 def rows_of(folders: Folders, sweep: str) -> list[Row[Any]]:

@@ -71,6 +71,23 @@ class Leases:
         frozen = self.stored.trial(number)
         return frozen.state == TrialState.RUNNING and read(frozen, POST) in (self.post, None)
 
+    def signs(self) -> dict[int, tuple[str | None, float | None]]:
+        """Running trial -> the post that trains it, and seconds since its last heartbeat by the database's clock."""
+        from sqlalchemy import DateTime, text
+
+        query = text(
+            "select t.number, b.heartbeat, current_timestamp as now from trials t"
+            " left join trial_heartbeats b on b.trial_id = t.trial_id"
+            " where t.study_id = :study and t.state = 'RUNNING' order by t.number"
+        ).columns(heartbeat=DateTime, now=DateTime)
+        posts = self.posts()
+        with readable_errors(self.stored.folders), self._backend.engine.connect() as connection:
+            rows = connection.execute(query, {"study": self.stored.study._study_id}).all()
+        ages = {
+            row.number: row.heartbeat and (row.now.replace(tzinfo=None) - row.heartbeat).total_seconds() for row in rows
+        }
+        return {number: (posts.get(number), age) for number, age in ages.items()}
+
     def orphans(self, dead: Iterable[str]) -> list[int]:
         """Running trials that others have left: at posts in `dead`, at none, or without a sign of life for long."""
         gone, silent = {*dead, None}, self._silent()

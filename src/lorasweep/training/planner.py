@@ -8,6 +8,7 @@ Neighbours: `pack` (probed), `planning` (the command), `sweep` (asks for slots).
 from __future__ import annotations
 
 import copy
+import os
 import statistics
 import time
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lorasweep.config.schema import Config
+from lorasweep.config.schema import Config, LauncherConfig
 from lorasweep.training.memory import available_bytes
 
 if TYPE_CHECKING:
@@ -33,15 +34,28 @@ def automatic_slots(pack: Pack, heaviest: Config) -> int:
     """Slots for `launcher.slots=auto`: as many as fit into memory and pay, measured with the heaviest trial.
 
     `pack` is empty and may have one slot alone. What pays: `MOST_SLOTS`, and for samplers that learn a third of the
-    trials. Full fine-tuning has its base to itself.
+    trials; with several workers their share of the trials, and of the memory where they have one device in common.
+    Full fine-tuning has its base to itself.
     """
     if heaviest.adapter.kind == "full":
         return 1
-    trials, device = heaviest.sweep.trials, pack.base.device
+    device, workers = pack.base.device, heaviest.launcher.workers
+    trials = -(-heaviest.sweep.trials // workers)
     most = min(trials, MOST_SLOTS[device.type])
     if heaviest.sampler.kind in LEARNING_SAMPLERS:
         most = max(1, min(most, trials // TRIALS_A_SLOT))
-    return max(1, min(most, fitting_slots(probe(pack, heaviest), available_bytes(device))))
+    cost, sharing = probe(pack, heaviest), workers_on(device, heaviest.launcher)
+    free = (available_bytes(device) - (sharing - 1) * cost.base_bytes) // sharing  # each has a base of its own
+    return max(1, min(most, fitting_slots(cost, free)))
+
+
+def workers_on(device: torch.device, launcher: LauncherConfig) -> int:
+    """How many workers of a sweep take their memory from one device."""
+    if launcher.kind == "local":
+        return launcher.workers if device.type == "cpu" else 1
+    if device.type == "cuda":
+        return min(launcher.workers, max(1, int(1 / launcher.gpus))) if launcher.gpus else 1
+    return min(launcher.workers, max(1, int((os.cpu_count() or 1) / launcher.cpus))) if launcher.cpus else 1
 
 
 def fitting_slots(cost: Probe, free_bytes: int) -> int:

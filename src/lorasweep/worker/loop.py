@@ -13,6 +13,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +53,13 @@ class Interrupted(LorasweepError):
     exit_code = 130
 
 
+class Clock(Enum):
+    """Which seconds a worker adds to the sweep's: those in which it trains; all, waiting too, since it keeps the time
+    of several that were started together; none, since another one of them does."""
+
+    OWN, ALL, NONE = "own", "all", "none"
+
+
 class Worker:
     """Trains trials of one study until its budget is spent."""
 
@@ -74,10 +82,11 @@ class Worker:
         self.checkpoints = post.checkpoints if only is None else post.checkpoints_of_trial(only.number)
         self.checkpoints.kept = study.config.train.checkpoints_kept
         self.stop = threading.Event()
+        self.clock = Clock.OWN
         self.paused = False  # `stop` was set by `lorasweep pause`
         self.slots = Slots()
         self.outcomes = Outcomes(study, tracker, progress, self.slots, self.leases, post, workbench.rows_id)
-        self._saved_at = self._clock = self._looked_at = time.monotonic()
+        self._saved_at = self._counted_at = self._looked_at = time.monotonic()
         self._no_run_since: float | None = None
         self._fill_again_at = 0.0  # time.monotonic()
         self._stands_by = False  # a person knows that this worker waits for others
@@ -153,8 +162,8 @@ class Worker:
                 "to take them over should it die"
             )
         self.stop.wait(RETRY_SECONDS if self.queue.waiting else LOOK_SECONDS)
-        if others:
-            self._clock = time.monotonic()  # time spent for nothing is none of the sweep's
+        if others and self.clock is Clock.OWN:
+            self._counted_at = time.monotonic()  # time spent for nothing is none of the sweep's
         self._obey()
         if self.stop.is_set():
             self._save_and_leave()
@@ -320,8 +329,9 @@ class Worker:
 
     def _add_seconds(self) -> None:
         now = time.monotonic()
-        self.study.add_seconds(now - self._clock)
-        self._clock = now
+        if self.clock is not Clock.NONE:
+            self.study.add_seconds(now - self._counted_at)
+        self._counted_at = now
 
     def _stop_where_all_fail(self) -> None:
         if (error := self.outcomes.failures.error) is not None:
