@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 
 from lorasweep.config.home import Folders
 from lorasweep.errors import StorageError
-from lorasweep.posts import enter
+from lorasweep.posts import enter, roll
 from lorasweep.posts.locks import LockedPost
 
 SPAWN = multiprocessing.get_context("spawn")
@@ -66,6 +67,17 @@ def test_alone_until_someone_joins(tmp_path: Path) -> None:
         holder.leave.set()
         holder.process.join(20)
         assert list(post.dead()) == ["1"]
+
+
+def test_the_roll_says_who_is_where_and_who_was(tmp_path: Path) -> None:
+    assert roll(Folders(tmp_path), "mini") == []
+    holder = Holder(tmp_path)
+    with enter(Folders(tmp_path), "mini", join=True, about={"device": "core 1"}):
+        holder.kill()
+        dead, alive = roll(Folders(tmp_path), "mini")
+    assert (dead.post, dead.alive, dead.pid) == ("0", False, holder.pid)
+    assert (alive.post, alive.alive, alive.pid, alive.host) == ("1", True, os.getpid(), socket.gethostname())
+    assert alive.about == {"device": "core 1"} and dead.since and alive.since and dead.since < alive.since
 
 
 def test_one_asks_at_a_time(tmp_path: Path) -> None:

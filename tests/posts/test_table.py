@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -16,7 +17,7 @@ from clusterkit import Postgres, postgres
 from lorasweep.config.home import Folders
 from lorasweep.database import StudiesAway
 from lorasweep.errors import StorageError
-from lorasweep.posts import enter, holders
+from lorasweep.posts import enter, holders, roll
 
 HOLDER = """
     import sys
@@ -134,3 +135,15 @@ def test_a_database_that_goes_and_comes_back(tmp_path: Path) -> None:
             with pytest.raises(StudiesAway), post.asking():
                 server.restart()  # the lock is gone, and with it the certainty that nobody else asked
             assert post.held()
+
+
+def test_the_roll_says_who_is_where(folders: Folders) -> None:
+    assert roll(folders, "mini") == []
+    holder = Holder(folders)
+    with enter(folders, "mini", join=True, about={"device": "core 1"}) as post:
+        assert post.name == "1"
+        holder.leave()
+        gone, here = roll(folders, "mini")
+    assert (gone.post, gone.alive, gone.pid) == ("0", False, holder.process.pid)
+    assert (here.post, here.alive, here.pid, here.host) == ("1", True, os.getpid(), socket.gethostname())
+    assert here.about == {"device": "core 1"} and here.since and here.silent_seconds is not None
