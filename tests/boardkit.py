@@ -91,5 +91,5 @@ def board_study(folder: Path, count: int, rows: int = 872, seed: int = 0) -> Swe
     study = study_of(folder, records)
     for record, found in zip(records, answers, strict=True):
         if record.state is TrialState.COMPLETE:
-            results.write(results.folder_of(study.files), record.trial, found)
+            results.write(results.place_of(study.files), record.trial, found)
     return study

@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
-from clusterkit import Postgres, postgres
+from clusterkit import ObjectStore, Postgres, postgres
 
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -43,3 +44,25 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> tuple:
     from registrykit import adapters_that_disagree
 
     return adapters_that_disagree(tmp_path_factory.mktemp("bert"))
+
+
+@pytest.fixture(scope="session")
+def object_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
+    """An S3 store with the bucket `lorasweep`."""
+    store = ObjectStore(tmp_path_factory.mktemp("s3"))
+    store.make_bucket("lorasweep")
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def s3(object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[ObjectStore]:
+    """The same, with its keys in the environment and none of this machine's."""
+    import s3fs
+
+    for name, value in object_store.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    s3fs.S3FileSystem.clear_instance_cache()  # which holds the sessions of other tests
+    yield object_store
+    s3fs.S3FileSystem.clear_instance_cache()

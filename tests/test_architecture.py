@@ -24,6 +24,7 @@ LAYERS = [
     ("search", "tracking", "training"),
     ("posts",),
     ("provenance", "checkpoint", "results", "database"),
+    ("depot",),
     ("models", "tasks"),
     ("metrics",),
     ("data",),

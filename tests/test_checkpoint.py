@@ -6,12 +6,16 @@ import multiprocessing
 import resource
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from clusterkit import ObjectStore
 from lorasweep import failpoints
-from lorasweep.checkpoint import Checkpoints, full_disk_in
+from lorasweep.checkpoint import Checkpoints, NotSaved, checkpoints_of, forget_checkpoints, full_disk_in
+from lorasweep.config.home import Folders
+from lorasweep.depot import FolderDepot
 from lorasweep.errors import DiskFull, StorageError, UsageError
 from smalldisk import small_disk
 
@@ -90,6 +94,114 @@ def test_all_damaged_says_so_and_is_no_error(tmp_path: Path) -> None:
         path.write_bytes(path.read_bytes()[:50])
     found = Checkpoints(tmp_path).load()
     assert found is not None and found.state == {} and len(found.notes) == 2
+
+
+@pytest.fixture
+def in_bucket(s3: ObjectStore, tmp_path: Path) -> Checkpoints:
+    return checkpoints_of(Folders(tmp_path, files=f"s3://lorasweep/{tmp_path.name}"), "mini", "0")
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "flipped", "removed"])
+def test_a_damaged_one_in_a_bucket_falls_back_to_the_one_before(in_bucket: Checkpoints, damage: str) -> None:
+    assert in_bucket.load() is None
+    fill(in_bucket, 3)
+    before, newest = sorted(in_bucket.depot.names())
+    assert (before[:6], newest[:6]) == ("000002", "000003") and in_bucket.folder is None
+    raw = in_bucket.depot.read(newest)
+    in_bucket.depot.remove(newest)
+    if damage != "removed":
+        harm = {"cut": raw[:-3], "empty": b"", "flipped": raw[:-1] + bytes([raw[-1] ^ 1])}
+        in_bucket.depot.write(newest, harm[damage])
+    found = in_bucket.load()
+    assert found is not None and found.state == {"step": 2} and found.tensors["a"][0] == 2
+    assert [f"{newest} is damaged" in note for note in found.notes] == ([True] if damage != "removed" else [])
+    in_bucket.save({"step": 4}, TENSORS)
+    after = in_bucket.load()
+    assert after is not None and after.state == {"step": 4} and after.notes == []
+    assert torch.equal(after.tensors["1.now.half"], TENSORS["1.now.half"]) and after.tensors["1.now.empty"].shape == (
+        0,
+        4,
+    )
+    in_bucket.clear()
+    assert in_bucket.depot.names() == [] and in_bucket.load() is None
+
+
+class Moody:
+    """A folder that others reach too, which takes nothing while `away`."""
+
+    shared = True
+
+    def __init__(self, folder: Path):
+        self.inner, self.away, self.asked = FolderDepot(folder), False, 0
+        self.folder = folder
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("names", "read", "write", "remove"):
+            self.asked += 1
+            if self.away:
+                raise OSError(5, "the store does not answer")
+        return getattr(self.inner, name)
+
+
+def test_a_place_that_is_away_ends_no_training(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = Moody(tmp_path)
+    checkpoints, taken = Checkpoints(place), []
+
+    def state() -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+        taken.append(1)
+        return {"step": len(taken)}, {"a": torch.zeros(3)}
+
+    assert checkpoints.save_where_possible(state)
+    place.away = True
+    assert not checkpoints.save_where_possible(state)
+    asked = place.asked
+    assert not checkpoints.save_where_possible(state)  # left alone for a while: not even asked
+    assert place.asked == asked and len(taken) == 2
+    monkeypatch.setattr("lorasweep.checkpoint.time.monotonic", lambda: 1e9)
+    assert not checkpoints.save_where_possible(state)
+    assert [record.message for record in caplog.records].count(caplog.records[0].message) == len(caplog.records) == 1
+    assert "no checkpoint could be saved: the store does not answer. Training goes on" in caplog.text
+    with pytest.raises(NotSaved):
+        checkpoints.save({}, {})
+    checkpoints.clear()  # at a sweep's end: no error
+    place.away = False
+    monkeypatch.setattr("lorasweep.checkpoint.time.monotonic", lambda: 2e9)
+    assert checkpoints.save_where_possible(state) and "saved again" in caplog.text
+    found = checkpoints.load()
+    assert found is not None and found.state == {"step": len(taken)}
+
+
+def test_checkpoints_that_cannot_be_read_now_are_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the store has must not be trained again because the store was away for a moment."""
+    place = Moody(tmp_path)
+    checkpoints = Checkpoints(place)
+    fill(checkpoints, 2)
+    place.away, naps = True, []
+
+    def nap(seconds: float) -> None:
+        naps.append(seconds)
+        place.away = len(naps) < 3
+
+    monkeypatch.setattr("lorasweep.checkpoint.time.sleep", nap)
+    found = checkpoints.load()
+    assert len(naps) == 3 and found is not None and found.state == {"step": 2} and found.notes == []
+    place.away = True
+    monkeypatch.setattr("lorasweep.checkpoint.time.sleep", naps.append)
+    monkeypatch.setattr("lorasweep.checkpoint.LOADING_SECONDS", 0.0)
+    with pytest.raises(StorageError, match="checkpoints cannot be read"):
+        checkpoints.load()
+
+
+def test_a_sweep_that_has_ended_leaves_no_checkpoints(in_bucket: Checkpoints, tmp_path: Path) -> None:
+    folders = Folders(tmp_path, files=f"s3://lorasweep/{tmp_path.name}")
+    fill(in_bucket, 2)
+    fill(checkpoints_of(folders, "mini", "finalists", "a-host-7"), 1)
+    fill(checkpoints_of(folders, "mini2", "0"), 1)
+    forget_checkpoints(folders, "mini")
+    assert in_bucket.load() is None and checkpoints_of(folders, "mini", "finalists", "a-host-7").load() is None
+    assert checkpoints_of(folders, "mini2", "0").load() is not None
 
 
 def _save_and_die(folder: Path, failpoint: str) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from lorasweep import results, sweep
 from lorasweep.config.home import Folders
+from lorasweep.depot import FolderDepot, files_of
 from lorasweep.errors import StorageError
 from lorasweep.stats import Results, interval, value_of
 from lorasweep.tasks.base import Answers
@@ -21,38 +22,42 @@ from statslab import drawn
 def test_what_was_written_is_read(tmp_path: Path) -> None:
     given = drawn(1, rows=40, classes=3)
     given = Results(given.labels, given.probabilities, np.arange(40, dtype=np.float32), ["a", "b", "ü"], {}, "rows")
-    path = results.write(results.folder_of(Folders(tmp_path).sweep("s")), 7, given)
-    assert path.name == "trial-00007.safetensors" and path.stat().st_size < 2000
+    place = results.place_of(files_of(Folders(tmp_path), "s"))
+    results.write(place, 7, given)
+    path = Folders(tmp_path).sweep("s") / "results" / "trial-00007.safetensors"
+    assert path.stat().st_size < 2000
     found = results.read(Folders(tmp_path), "s", 7)
     assert found is not None and found.same_rows(given)
     assert (found.probabilities == given.probabilities).all() and (found.unit_losses == given.unit_losses).all()
     assert found.label_names == ["a", "b", "ü"] and found.rows_id == "rows"
     assert results.read(Folders(tmp_path), "s", 8) is None
-    results.write(path.parent, 7, drawn(2, rows=40, classes=3))
+    results.write(place, 7, drawn(2, rows=40, classes=3))
     again = results.read(Folders(tmp_path), "s", 7)
     assert again is not None and not (again.probabilities == given.probabilities).all()
     assert [one.name for one in path.parent.iterdir()] == [path.name]
 
 
 def test_a_file_that_cannot_be_written_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = results.write(tmp_path, 3, drawn(1))
+    place, path = FolderDepot(tmp_path), tmp_path / results.name_of(3)
+    results.write(place, 3, drawn(1))
     before = path.read_bytes()
 
     def full(handle: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("lorasweep.results.os.fsync", full)
+    monkeypatch.setattr("lorasweep.depot.os.fsync", full)
     with pytest.raises(OSError, match="No space"):
-        results.write(tmp_path, 3, drawn(2))
+        results.write(place, 3, drawn(2))
     assert path.read_bytes() == before and [one.name for one in tmp_path.iterdir()] == [path.name]
 
 
 @pytest.mark.parametrize("harm", [b"", b"x" * 30, None])
 def test_a_damaged_file_is_named(tmp_path: Path, harm: bytes | None) -> None:
-    path = results.write(tmp_path, 3, drawn(1))
+    place, path = FolderDepot(tmp_path), tmp_path / results.name_of(3)
+    results.write(place, 3, drawn(1))
     path.write_bytes(path.read_bytes()[:-5] if harm is None else harm)
     with pytest.raises(StorageError, match="trial-00003"):
-        results.read_file(path)
+        results.read_in(place, 3)
 
 
 def test_other_rows_are_told_by_their_fingerprint() -> None:

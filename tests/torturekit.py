@@ -172,8 +172,9 @@ def left_by(home: Path, sweep: str = "mini", kind: str = "trial", database: Path
     records = study.records()
     trials = {record.trial: {**record.to_json(), "train_seconds": 0, "peak_memory_bytes": 0} for record in records}
     for number, trial in trials.items():
-        answers = results.path_of(results.folder_of(study.files), number)
-        trial["answers"] = hashlib.sha256(answers.read_bytes()).hexdigest() if answers.exists() else None
+        answers = results.place_of(study.files)
+        kept = results.name_of(number) in answers.names()
+        trial["answers"] = hashlib.sha256(answers.read(results.name_of(number))).hexdigest() if kept else None
     runs: dict[int, list[dict[str, Any]]] = {}
     metrics: dict[int, dict[str, list[tuple[int, float]]]] = {}
     with closing(sqlite3.connect(database or home / "mlflow.db")) as mlflow:

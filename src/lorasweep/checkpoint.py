@@ -1,9 +1,9 @@
-"""A worker's checkpoints on disk: one file each, whole or not there, the newest two kept.
+"""A worker's checkpoints: one file each, whole or not there, the newest two kept.
 
-A file is written under a temporary name, synced, and renamed to one that carries the sha256 of all its bytes, so what
-is read is what was written: a file that was cut or changed does not match its name, and the one before it is taken
-instead. safetensors with the state that is no tensor as one JSON text in its header. Neighbours: `worker` (what is
-saved when), `training.snapshot` (a pack's part of it).
+A file's name carries the sha256 of all its bytes, so what is read is what was written: a file that was cut or changed
+does not match its name, and the one before it is taken instead. safetensors with the state that is no tensor as one
+JSON text in its header. They lie in the tracking folder, or where every host finds them (`tracking.files`).
+Neighbours: `depot` (the files), `worker` (what is saved when), `training.snapshot` (a pack's part of it).
 """
 
 from __future__ import annotations
@@ -11,25 +11,34 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import logging
 import os
 import re
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorasweep import failpoints
-from lorasweep.config.home import Folders, sync_folder
-from lorasweep.errors import DiskFull
+from lorasweep.config.home import Folders
+from lorasweep.depot import Depot, FolderDepot, files_of
+from lorasweep.errors import DiskFull, StorageError
 
 if TYPE_CHECKING:
     import torch
 
+log = logging.getLogger(__name__)
+
 KEPT = 2  # the newest, and the one before it for when the newest is damaged
+SINGLE = "checkpoint"  # written by one process, whose halves failpoints know
 FORMAT = 1  # grows when an older reader would misread
 NAME = re.compile(r"(?P<count>\d{6,})-(?P<digest>[0-9a-f]{32})\.safetensors")
 FULL_WORDS = ("database or disk is full", "No space left on device")  # of sqlite, and of libraries not in Python
+LOADING_SECONDS = 60.0  # that a place which fails is asked again for what a worker needs to begin
+RETRY_SECONDS = 2.0  # between two tries
+SHARE_FOR_RETRIES = 0.05  # of a worker's time at most, where a place takes no checkpoint and says so slowly
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no space, no quota, a limit on file sizes
 
 
@@ -42,71 +51,156 @@ class Checkpoint:
     notes: list[str] = field(default_factory=list)
 
 
-class Checkpoints:
-    """The checkpoints of one worker, in a folder of its own."""
+class NotSaved(StorageError):
+    """The place of checkpoints takes none at this moment; those before it are whole."""
 
-    def __init__(self, folder: Path, kept: int = KEPT):
-        self.folder, self.kept = folder, kept
+
+class Checkpoints:
+    """The checkpoints of one worker, in a place of its own."""
+
+    def __init__(self, place: Depot | Path, kept: int = KEPT):
+        self.depot: Depot = FolderDepot(place, SINGLE) if isinstance(place, Path) else place
+        self.kept = kept
+        self._again_at, self._warned = 0.0, False  # time.monotonic()
+
+    @property
+    def folder(self) -> Path | None:
+        """Where they lie, None where that is no folder."""
+        return self.depot.folder
 
     def save(self, state: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
-        """Return once the checkpoint is on the disk; `state` are JSON types, names of tensors are free.
+        """Return once the checkpoint is there for good; `state` are JSON types, names of tensors are free.
 
         Raises:
             DiskFull: there is no room; what was there before is untouched.
+            NotSaved: a place that is reached over a network takes none now.
         """
         from safetensors.torch import save
 
         header = {"lorasweep": json.dumps({"format": FORMAT, **state})}
         raw = save({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, metadata=header)
-        earlier = self._files()
-        count = earlier[0][0] + 1 if earlier else 1
-        part = self.folder / "new.part"
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with part.open("wb") as file:
-                half = len(raw) // 2
-                file.write(raw[:half])
-                failpoints.reach("checkpoint-half")
-                file.write(raw[half:])
-                file.flush()
-                os.fsync(file.fileno())
-            failpoints.reach("checkpoint-unnamed")
-            part.replace(self.folder / f"{count:06d}-{_digest(raw)}.safetensors")
-            sync_folder(self.folder)
-        except BaseException as error:  # a second Ctrl-C too
-            part.unlink(missing_ok=True)
-            if isinstance(error, OSError) and error.errno in FULL:
+            earlier = self._files()
+            count = earlier[0][0] + 1 if earlier else 1
+            self.depot.write(f"{count:06d}-{_digest(raw)}.safetensors", raw)
+        except OSError as error:
+            if error.errno in FULL and self.folder is not None:
                 raise disk_full(self.folder, len(raw), error) from error
-            raise
+            if not self.depot.shared:
+                raise
+            raise NotSaved(f"no checkpoint could be saved: {error.strerror or error}") from error
         failpoints.reach("checkpoint-whole")
-        for _, path in earlier[self.kept - 1 :]:
-            path.unlink(missing_ok=True)
+        with self._keeping_where_away():
+            for _, name in earlier[self.kept - 1 :]:
+                self.depot.remove(name)
+
+    def save_where_possible(self, state: Callable[[], tuple[dict[str, Any], dict[str, torch.Tensor]]]) -> bool:
+        """`save`, where the place does not fail: a failure is warned of once and the place left alone for a while,
+        because training goes on and can be repeated from the checkpoint before. Whether it is saved; `state` is not
+        asked for where the place is left alone.
+
+        Raises:
+            DiskFull: as `save`.
+        """
+        began = time.monotonic()
+        if began < self._again_at:
+            return False
+        try:
+            self.save(*state())
+        except NotSaved as error:
+            if not self._warned:
+                log.warning("%s. Training goes on, and it is tried again: a kill would repeat more of it", error)
+            now = time.monotonic()
+            self._again_at, self._warned = now + max(RETRY_SECONDS, (now - began) / SHARE_FOR_RETRIES), True
+            return False
+        if self._warned:
+            log.warning("checkpoints are saved again")
+        self._warned = False
+        return True
 
     def load(self) -> Checkpoint | None:
-        """The newest whole checkpoint, None where none was ever written or all are damaged (then with a note)."""
+        """The newest whole checkpoint, None where none was ever written or all are damaged (then with a note).
+
+        Raises:
+            StorageError: a place that is reached over a network cannot be read, for a minute by now.
+        """
+        until = time.monotonic() + LOADING_SECONDS
+        while True:
+            try:
+                return self._load()
+            except OSError as error:
+                if not self.depot.shared:
+                    raise
+                if time.monotonic() > until:
+                    raise StorageError(f"checkpoints cannot be read: {error}") from error
+            time.sleep(RETRY_SECONDS)
+
+    def _load(self) -> Checkpoint | None:
         notes: list[str] = []
-        for _, path in self._files():
-            found = _read(path, notes)
+        for _, name in self._files():
+            found = self._read(name, notes)
             if found is not None:
                 return found
         return Checkpoint({}, {}, notes) if notes else None
 
     def clear(self) -> None:
         """Forget all: what they were for has ended."""
-        for path in [self.folder / "new.part", *(path for _, path in self._files())]:
-            path.unlink(missing_ok=True)
+        with self._keeping_where_away():
+            for name in ["unfinished", *(name for _, name in self._files())]:
+                self.depot.remove(name)
 
-    def _files(self) -> list[tuple[int, Path]]:
-        """(count, path), newest first."""
-        if not self.folder.is_dir():
-            return []
-        found = [(NAME.fullmatch(path.name), path) for path in self.folder.iterdir()]
-        return sorted(((int(match["count"]), path) for match, path in found if match), reverse=True)
+    @contextmanager
+    def _keeping_where_away(self) -> Iterator[None]:
+        """Old checkpoints that cannot be removed now stay: they harm nobody."""
+        try:
+            yield
+        except OSError as error:
+            if not self.depot.shared:
+                raise
+            log.warning("old checkpoints stay: %s", error.strerror or error)
+
+    def _files(self) -> list[tuple[int, str]]:
+        """(count, name), newest first."""
+        found = [NAME.fullmatch(name) for name in self.depot.names()]
+        return sorted(((int(match["count"]), match.string) for match in found if match), reverse=True)
+
+    def _read(self, name: str, notes: list[str]) -> Checkpoint | None:
+        from safetensors.torch import load
+
+        match, path = NAME.fullmatch(name), self.depot.place_of(name)
+        assert match is not None
+        try:
+            raw = self.depot.read(name)
+        except OSError as error:
+            if self.depot.shared and not isinstance(error, FileNotFoundError):
+                raise  # a place that is away is no reason to train again what it has
+            notes.append(f"checkpoint {path} cannot be read ({error}); the one before it is taken")
+            return None
+        if _digest(raw) != match["digest"]:
+            notes.append(
+                f"checkpoint {path} is damaged: its {len(raw):,} bytes are not those that were written; "
+                "the one before it is taken"
+            )
+            return None
+        header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
+        state = json.loads(header["__metadata__"]["lorasweep"])
+        if state.pop("format") != FORMAT:
+            notes.append(f"checkpoint {path} was written by another version of lorasweep and cannot be read")
+            return None
+        return Checkpoint(state, load(raw), notes)
 
 
 def checkpoints_of(folders: Folders, sweep: str, *place: str) -> Checkpoints:
     """The checkpoints of one place (a post, a trial) on a sweep."""
-    return Checkpoints(folders.sweep(sweep).joinpath("checkpoints", *place))
+    return Checkpoints(files_of(folders, sweep, "checkpoints", *place, single=SINGLE))
+
+
+def forget_checkpoints(folders: Folders, sweep: str) -> None:
+    """Remove all checkpoints of a sweep that has ended, those of dead workers too."""
+    try:
+        files_of(folders, sweep, "checkpoints", single=SINGLE).clear()
+    except OSError as error:
+        log.warning("old checkpoints stay: %s", error)
 
 
 @contextmanager
@@ -145,32 +239,6 @@ def full_disk_in(error: BaseException) -> bool:
             return True
         seen = seen.__cause__ or seen.__context__
     return False
-
-
-def _read(path: Path, notes: list[str]) -> Checkpoint | None:
-    from safetensors import safe_open
-
-    match = NAME.fullmatch(path.name)
-    assert match is not None
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        notes.append(f"checkpoint {path} cannot be read ({error}); the one before it is taken")
-        return None
-    if _digest(raw) != match["digest"]:
-        notes.append(
-            f"checkpoint {path} is damaged: its {len(raw):,} bytes are not those that were written; "
-            "the one before it is taken"
-        )
-        return None
-    with safe_open(path, framework="pt") as file:
-        state = json.loads(file.metadata()["lorasweep"])
-        if state.pop("format") != FORMAT:
-            notes.append(f"checkpoint {path} was written by another version of lorasweep and cannot be read")
-            return None
-        # an offset of the tensor into the file's mapping would outlive the file: copy
-        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-    return Checkpoint(state, tensors, notes)
 
 
 def _digest(raw: bytes) -> str:

@@ -1,46 +1,56 @@
 """What each trial's kept checkpoint answered on every validation row: one small file a trial, for whoever compares.
 
-`results/trial-00007.safetensors` beside the sweep's spool: labels, probabilities (float32, as the metrics were computed
+`results/trial-00007.safetensors` among the sweep's files: labels, probabilities (float32, as the metrics were computed
 from them) and losses, so that every metric can be computed again, and any two trials of a sweep be compared row by row.
-Written whole or not at all, before the study hears of the trial's end. Neighbours: `stats` (what reads are for),
-`outcomes` (writes), `leaderboard` (reads). Without torch, so that a leaderboard needs none.
+Written whole or not at all, before the study hears of the trial's end. Neighbours: `depot` (the files), `stats` (what
+reads are for), `outcomes` (writes), `leaderboard` (reads). Without torch, so that a leaderboard needs none.
 """
 
 from __future__ import annotations
 
+import errno
 import json
-import os
-from pathlib import Path
+import logging
+import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lorasweep.config.home import sync_folder
+from lorasweep.depot import Depot, files_of
 from lorasweep.errors import StorageError
 from lorasweep.stats import Results
 
 if TYPE_CHECKING:
     from lorasweep.config.home import Folders
 
+log = logging.getLogger(__name__)
+
 FORMAT = 1
+WRITING_SECONDS = 120.0  # that a store which fails is asked again to take a trial's results
+RETRY_SECONDS = 2.0
 SCORE = "score."  # tensors: what each row has of a metric
 
 
-def folder_of(files: Path) -> Path:
+class Away(StorageError):
+    """The place of results cannot be read now; what lies there is not lost."""
+
+
+def place_of(files: Depot) -> Depot:
     """Where the trials of one study leave theirs; `files` is what belongs to that study."""
-    return files / "results"
+    return files.at("results")
 
 
-def path_of(folder: Path, trial: int) -> Path:
-    """The file of a trial."""
-    return folder / f"trial-{trial:05d}.safetensors"
+def name_of(trial: int) -> str:
+    """The name of a trial's file."""
+    return f"trial-{trial:05d}.safetensors"
 
 
-def write(folder: Path, trial: int, results: Results, about: dict[str, Any] | None = None) -> Path:
+def write(place: Depot, trial: int, results: Results, about: dict[str, Any] | None = None) -> None:
     """Store a trial's results; `about` are further JSON types for people. What was there before is replaced at once.
 
     Raises:
         OSError: it cannot be written; what was there before stays.
+        StorageError: a place that is reached over a network takes nothing, for two minutes by now.
     """
     from safetensors.numpy import save
 
@@ -52,44 +62,48 @@ def write(folder: Path, trial: int, results: Results, about: dict[str, Any] | No
     if results.losses is not None:
         tensors["losses"] = np.ascontiguousarray(results.losses, dtype=np.float32)
     header = {"format": FORMAT, "label_names": results.label_names, "rows_id": results.rows_id, **(about or {})}
-    path = path_of(folder, trial)
-    folder.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    try:
-        with part.open("wb") as file:
-            file.write(save(tensors, metadata={"lorasweep": json.dumps(header)}))
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except OSError:  # no room, for one: the worker says so, and no half file stays
-        part.unlink(missing_ok=True)
-        raise
-    sync_folder(folder)
-    return path
+    raw, warned = save(tensors, metadata={"lorasweep": json.dumps(header)}), False
+    until = time.monotonic() + WRITING_SECONDS
+    while True:
+        try:
+            return place.write(name_of(trial), raw)
+        except OSError as error:
+            if not place.shared or error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            what = f"the answers of trial {trial} cannot be stored: {error.strerror or error}"
+            if time.monotonic() > until:
+                raise StorageError(f"{what}; gave up after {WRITING_SECONDS:g} s. The trial stays open") from error
+            if not warned:
+                log.warning("%s. Its end waits for that", what)
+            warned = True
+        time.sleep(RETRY_SECONDS)
 
 
 def read(folders: Folders, sweep: str, trial: int) -> Results | None:
     """The results of a search's trial; None where it left none: it did not complete, or an older version ran it.
 
     Raises:
-        StorageError: the file was damaged.
+        StorageError: the file was damaged, or cannot be read now.
     """
-    return read_file(path_of(folder_of(folders.sweep(sweep)), trial))
+    return read_in(place_of(files_of(folders, sweep)), trial)
 
 
-def read_file(path: Path) -> Results | None:
-    """The results in one file, None where there is none.
+def read_in(place: Depot, trial: int) -> Results | None:
+    """The results of a trial in one place, None where there are none.
 
     Raises:
-        StorageError: it was damaged.
+        Away: they cannot be read now.
+        StorageError: the file was damaged.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
     try:
-        raw = path.read_bytes()
+        raw = place.read(name_of(trial))
     except FileNotFoundError:
         return None
+    except OSError as error:
+        raise Away(f"what trials answered cannot be read: {error}") from error
     try:
         about = json.loads(json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])["__metadata__"]["lorasweep"])
         tensors = load(raw)
@@ -104,6 +118,6 @@ def read_file(path: Path) -> Results | None:
         )
     except (SafetensorError, KeyError, ValueError, UnicodeDecodeError) as error:
         raise StorageError(
-            f"{path} is not what lorasweep wrote there ({type(error).__name__}: {error}); restore it from a backup, or "
-            "delete it: its trial is then ranked without ties"
+            f"{place.place_of(name_of(trial))} is not what lorasweep wrote there ({type(error).__name__}: {error}); "
+            "restore it from a backup, or delete it: its trial is then ranked without ties"
         ) from error

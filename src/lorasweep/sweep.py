@@ -17,6 +17,7 @@ from lorasweep import closing, finalists, forking, live, posts
 from lorasweep.config import address, compose
 from lorasweep.config.home import Folders, Home
 from lorasweep.config.schema import GROUPS, TRIAL_GROUPS, Config
+from lorasweep.depot import check_files
 from lorasweep.errors import LorasweepError
 from lorasweep.launchers import local, oversight
 from lorasweep.launchers.orders import Orders
@@ -217,13 +218,14 @@ def _train(
 
 
 def check_server(folders: Folders) -> None:
-    """Before anything is stored, see that the server of `tracking.uri` is one, and that the database of
-    `tracking.studies` can be written.
+    """Before anything is stored, see that the server of `tracking.uri` is one, that the database of `tracking.studies`
+    can be written, and that `tracking.files` takes files.
 
     Raises:
-        StorageError: it is not, or does not let us in.
+        StorageError: they do not, or do not let us in.
     """
     database.check(folders)
+    check_files(folders)
     if folders.server is not None:
         from lorasweep.tracking import store as tracking_store
 

@@ -147,7 +147,7 @@ def test_a_stored_board_in_json_and_csv(tmp_path: Path, capsys: pytest.CaptureFi
     shown = capsys.readouterr().out
     assert "of them asked for" in shown and "≈ tied:" in shown
     assert main([*where, "--json", "--csv"]) == 2 and main([*where, "--where", "nonsense"]) == 2
-    results.path_of(results.folder_of(study.files), document["rows"][1]["trial"]).write_bytes(b"broken")
+    results.place_of(study.files).write(results.name_of(document["rows"][1]["trial"]), b"broken")
     capsys.readouterr()
     assert main([*where, "--json"]) == 0
     document = json.loads(capsys.readouterr().out)

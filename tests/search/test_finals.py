@@ -63,7 +63,7 @@ def test_they_wait_in_turn_and_the_search_does_not_know_them(tmp_path: Path) -> 
     rest = [finals.ask() for _ in range(5)]
     assert [one.params["train.seed"] for one in rest if one] == [2, 2, 3, 3] and rest[4] is None
     assert finals.budget_spent() and finals.unfinished and len(study.records()) == 3
-    assert study.name == finals.name and finals.files == study.files / "finalists"
+    assert study.name == finals.name and finals.files == study.files.at("finalists")
 
 
 def test_planning_again_adds_what_is_new(tmp_path: Path) -> None:

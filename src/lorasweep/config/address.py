@@ -1,17 +1,23 @@
-"""Addresses of an MLflow server and of a database, without what is secret in them: that is never stored or shown.
+"""Addresses of an MLflow server, of a database and of a place of files, without what is secret in them: that is never
+stored or shown.
 
 MLflow's client takes the login from its own variables of the environment, PostgreSQL's the password: what of them
 stands in an address moves there for as long as this process lives. The database's user stays: it is no secret, and no
-two are the same database. Neighbours: `compose` and `sweep` (every address passes here), `checks`.
+two are the same database. A store of files is given no login in its address at all. Neighbours: `compose` and `sweep`
+(every address passes here), `checks`, `depot` (opens the place of files).
 """
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable
+from pathlib import Path
 from urllib.parse import unquote, urlsplit, urlunsplit
 
-KEY, STUDIES = "tracking.uri", "tracking.studies"
+KEY, STUDIES, FILES = "tracking.uri", "tracking.studies", "tracking.files"
+STORE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+NAMED_BY_AT = ("abfs", "abfss")  # Azure's addresses: container@account
 USERNAME, PASSWORD = "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"  # MLflow's own
 DATABASE_PASSWORD = "PGPASSWORD"  # libpq's own
 
@@ -80,9 +86,41 @@ def keep_login_apart(uri: str) -> str:
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])).rstrip("/")
 
 
+def is_store(files: str) -> bool:
+    """Whether `tracking.files` is an address, and no folder."""
+    return STORE.match(files) is not None
+
+
+def files_problem(files: str) -> str | None:
+    """Why this cannot be the place of files, with the repair; None where it can."""
+    if not files.strip():
+        return f"`{FILES}` is empty; write a folder or s3://bucket/prefix, or null for the folder `tracking.dir`"
+    if not is_store(files):
+        return None
+    scheme, _, rest = files.partition("://")
+    host = rest.partition("/")[0]
+    if ("@" in rest and scheme not in NAMED_BY_AT) or (":" in host and not host.rpartition(":")[2].isdigit()):
+        return (
+            f"`{FILES}` must hold no login, and this {scheme}:// address does; write {scheme}://bucket/prefix and "
+            "give the keys in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or in ~/.aws"
+        )
+    if not host or re.search(r"[?#\s]|::|/\.\.?(/|$)", rest):
+        return f"`{FILES}` must be a folder or an address such as s3://bucket/prefix, got {scheme}://…"
+    return None
+
+
+def settled_files(files: str) -> str:
+    """The place of files as every process may read it, from wherever it was started: a folder's path is absolute."""
+    if files.startswith("file://"):
+        files = unquote(files.removeprefix("file://"))
+    if is_store(files) or files.strip() in ("", "null"):
+        return files.rstrip("/")
+    return str(Path(files).expanduser().absolute())
+
+
 def without_logins(overrides: Iterable[str]) -> list[str]:
-    """Overrides that may be stored: what is secret in an address is kept apart."""
-    keep = {KEY: keep_login_apart, STUDIES: keep_password_apart}
+    """Overrides that may be stored: what is secret in an address is kept apart, a folder of files is absolute."""
+    keep = {KEY: keep_login_apart, STUDIES: keep_password_apart, FILES: settled_files}
     found = []
     for word in overrides:
         key, equals, value = word.partition("=")

@@ -82,11 +82,7 @@ def _cross_problems(config: Config) -> Iterator[str]:
         )
     if config.adapter.kind == "head" and config.adapter.bias != "none":
         yield f"`adapter=head` trains the head alone, and `adapter.bias`={config.adapter.bias} asks for more; use none"
-    if config.tracking.uri is not None and (wrong := address.problem(config.tracking.uri)) is not None:
-        yield wrong
-    studies = config.tracking.studies
-    if studies is not None and (wrong := address.studies_problem(studies)) is not None:
-        yield wrong
+    yield from _address_problems(config)
     if config.sweep.name:
         try:
             check_name(config.sweep.name, "sweep name")
@@ -102,6 +98,17 @@ def _cross_problems(config: Config) -> Iterator[str]:
     slots = config.launcher.slots
     if slots != "auto" and (not isinstance(slots, int) or isinstance(slots, bool) or slots < 1):
         yield f"`launcher.slots` must be auto or an integer > 0, got {slots!r}"
+
+
+def _address_problems(config: Config) -> Iterator[str]:
+    tracking = config.tracking
+    for value, problem in (
+        (tracking.uri, address.problem),
+        (tracking.studies, address.studies_problem),
+        (tracking.files, address.files_problem),
+    ):
+        if value is not None and (wrong := problem(value)) is not None:
+            yield wrong
 
 
 def _data_problems(config: Config) -> Iterator[str]:

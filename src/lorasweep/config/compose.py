@@ -254,6 +254,8 @@ def _typed(composed: Any, home: Home, sweep: str | None, given: dict[str, Any], 
         config.tracking.uri = address.keep_login_apart(config.tracking.uri)
     if config.tracking.studies is not None:
         config.tracking.studies = address.keep_password_apart(config.tracking.studies)
+    if config.tracking.files is not None:
+        config.tracking.files = address.settled_files(config.tracking.files)
     _first_objective(config.sweep)
     return config
 

@@ -57,13 +57,15 @@ class Leaderboard:
         }
         rows = rank(records, study.direction, goals, finalists)
         board = cls(study.name, study.metric, study.direction, rows, goals.to_json())
-        folder = results.folder_of(study.files)
+        place, away = results.place_of(study.files), False
 
         def read(trial: int) -> Results | None:
+            nonlocal away
             try:
-                return results.read_file(results.path_of(folder, trial))
+                return None if away else results.read_in(place, trial)
             except StorageError as error:
                 board.notes.append(str(error))
+                away = isinstance(error, results.Away)  # each question would cost seconds
                 return None
 
         board.ties = leaderboard_ties.mark(rows, read, study.metric, study.config.task.average, study.direction)

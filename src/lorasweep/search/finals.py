@@ -11,9 +11,9 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lorasweep.depot import Depot, files_of
 from lorasweep.records import TrialRecord, TrialState
 from lorasweep.search import clones
 from lorasweep.search.database import readable_errors
@@ -97,9 +97,9 @@ class FinalsStudy(SweepStudy):
         return self.sweep.name
 
     @property
-    def files(self) -> Path:
+    def files(self) -> Depot:
         """Where the files of finalists lie."""
-        return self.folders.finalists(self.sweep.name)
+        return files_of(self.folders, self.sweep.name, "finalists")
 
     @cached_property
     def proposals(self) -> Proposals | None:

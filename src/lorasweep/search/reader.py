@@ -6,12 +6,12 @@ Neighbours: `storage` (below), `study` (adds asking and telling).
 from __future__ import annotations
 
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorasweep.config import compose
 from lorasweep.config.home import Folders
 from lorasweep.config.schema import Config
+from lorasweep.depot import Depot, files_of
 from lorasweep.errors import StorageError
 from lorasweep.records import TrialRecord, TrialState
 from lorasweep.search import clones
@@ -58,9 +58,9 @@ class StudyReader:
         return self._study.study_name
 
     @property
-    def files(self) -> Path:
-        """Where its files lie: spool, checkpoints, results."""
-        return self.folders.sweep(self.name)
+    def files(self) -> Depot:
+        """Where those of its files lie that every host must find: its trials' results."""
+        return files_of(self.folders, self.name)
 
     @property
     def metric(self) -> str:

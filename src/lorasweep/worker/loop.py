@@ -34,6 +34,8 @@ from lorasweep.worker.replay import Candidate
 from lorasweep.worker.running import NoRun, RunningTrial, Slots
 
 if TYPE_CHECKING:
+    import torch
+
     from lorasweep.search.study import Asked, SweepStudy
     from lorasweep.tracking.tracker import Tracker
     from lorasweep.training.snapshot import AnyPack
@@ -101,7 +103,7 @@ class Worker:
             TooManyFailures: `sweep.max_failures` in a row of one cause.
         """
         with (
-            pausing_on_full_disk(self.study.name, self.checkpoints.folder),
+            pausing_on_full_disk(self.study.name, self.checkpoints.folder or self.study.folders.tracking),
             self.leases.beating(lambda: [*self.slots.ours, *self.queue.numbers]),
         ):
             while True:
@@ -179,11 +181,17 @@ class Worker:
         if self.slots.changed or time.monotonic() - self._saved_at >= self.study.config.train.checkpoint_every_seconds:
             self._save()
 
-    def _save(self) -> None:
+    def _save(self) -> bool:
+        """Whether there is a checkpoint of this moment now."""
         if not self.post.held():
             raise self.post.lost()
-        self.checkpoints.save(*replay.snapshot(self.workbench, self.queue.candidates, self.queue.last_asked))
+        if not self.checkpoints.save_where_possible(self._snapshot):
+            return False
         self.slots.changed, self._saved_at = False, time.monotonic()
+        return True
+
+    def _snapshot(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+        return replay.snapshot(self.workbench, self.queue.candidates, self.queue.last_asked)
 
     # -- admission ------------------------------------------------------------------------------------------------
 
@@ -338,17 +346,19 @@ class Worker:
             self._save_everything()
             raise error
 
-    def _save_everything(self) -> None:
+    def _save_everything(self) -> bool:
         for number in self.slots.ours:
             self.tracker.flush(number)
-        self._save()
+        saved = self._save()
         self._add_seconds()
+        return saved
 
     def _save_and_leave(self) -> None:
-        self._save_everything()
+        lost = "and could not be saved: what came after its last checkpoint is repeated"
+        saved = "and saved" if self._save_everything() else lost
         how = "is paused" if self.paused else "was interrupted"
         raise Interrupted(
-            f"sweep {self.study.name} {how} and saved; {numbered(self.slots.ours)} go on with "
+            f"sweep {self.study.name} {how} {saved}; {numbered(self.slots.ours)} go on with "
             f"`lorasweep resume {self.study.name}`"
         )
 

@@ -148,7 +148,7 @@ class Outcomes:
             self.let_go(record.trial)
             return
         if answered is not None:
-            results.write(results.folder_of(self.study.files), record.trial, answered)
+            results.write(results.place_of(self.study.files), record.trial, answered)
         self.tracker.finish_trial(record.trial, record, artifacts)
         failpoints.reach("run-ended")
         if record.state is TrialState.COMPLETE and record.value is not None and math.isfinite(record.value):
