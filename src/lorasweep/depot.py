@@ -219,7 +219,8 @@ class StoreDepot:
             bound = self.patience_seconds + seconds
             return sync(system.loop, partial(getattr(system, f"_{what}"), path, *values, **options), timeout=bound)
         except FileNotFoundError as error:
-            if "bucket" in str(error).lower():  # s3fs has one error for no such bucket and for no such file
+            said = getattr(error.__cause__, "response", {}).get("Error", {})  # botocore's
+            if said.get("Code") == "NoSuchBucket":  # s3fs has one error for that and for no such file
                 raise OSError(errno.ENXIO, f"{self.place}: {_short(error)}") from error
             raise
         except Exception as error:  # a client's own, of botocore for one
