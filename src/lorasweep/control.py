@@ -70,7 +70,8 @@ def clone(name: str, trial: int, overrides: list[str], warm: bool = False) -> As
     if warm:
         _check_warm(record, changes)
     compose.compose_trial(study.overrides, study.sweep_file, params, home)
-    return study.clone(trial, changes, warm)
+    with posts.asking(study.folders, study.name):  # who asks counts on the next trial's number
+        return study.clone(trial, changes, warm)
 
 
 def _check_warm(record: TrialRecord, changes: dict[str, Any]) -> None:

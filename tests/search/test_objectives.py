@@ -6,7 +6,7 @@ from typing import Any
 
 import optuna
 import pytest
-from test_study import HOME, ask, folders, make_config, record  # noqa: F401  (folders is a fixture)
+from test_study import HOME, ask, folders, make_config, record, storage_url  # noqa: F401  (folders is a fixture)
 
 from lorasweep.config.compose import compose
 from lorasweep.config.home import Folders
@@ -46,7 +46,7 @@ def test_the_pareto_front_is_marked_and_what_optuna_says(folders: Folders) -> No
     board = leaderboard.Leaderboard.of(SweepStudy.load(folders, "trial_study"))
     front = {row["trial"] for row in board.rows if row["pareto"]}
     assert front == {1, 3, 5}
-    theirs = optuna.load_study(study_name="trial_study", storage=f"sqlite:///{folders.study_db}")
+    theirs = optuna.load_study(study_name="trial_study", storage=storage_url(folders))
     assert {trial.number for trial in theirs.best_trials} == front
     assert board.best is not None and board.best["trial"] == 5
     assert board.to_json()["objectives"][1] == {"metric": "trainable_params", "direction": "minimize"}
@@ -84,7 +84,7 @@ def test_samplers_keep_to_constraints(sampler: str, folders: Folders) -> None:  
     ranks = [asked.params["adapter.r"] for asked in study.records()]
     late = ranks[8:]
     assert sum(rank <= 20 for rank in late) / len(late) > sum(rank <= 20 for rank in ranks[:8]) / 8
-    theirs = optuna.load_study(study_name="trial_study", storage=f"sqlite:///{folders.study_db}")
+    theirs = optuna.load_study(study_name="trial_study", storage=storage_url(folders))
     assert theirs.best_trial.params["adapter.r"] <= 20
     board = leaderboard.Leaderboard.of(study)
     assert board.best is not None and board.best["trial"] == theirs.best_trial.number

@@ -9,7 +9,7 @@ from typing import Any
 
 import optuna
 import pytest
-from test_study import HOME, ask, finish, folders, make_config, record  # noqa: F401  (folders is a fixture)
+from test_study import HOME, ask, finish, folders, make_config, record, storage_url  # noqa: F401  (folders is a fixture)
 
 from lorasweep.config.compose import compose
 from lorasweep.config.home import Folders
@@ -179,7 +179,7 @@ def test_values_at_rungs_are_seen_by_optunas_samplers(folders: Folders) -> None:
     study.report(good.number, 100, 0.9)
     verdict = study.report(bad.number, 100, 0.2)
     study.prune(bad.number, 0.2, record(bad, TrialState.PRUNED, value=0.2, samples=112, reason=verdict.reason))
-    theirs = optuna.load_study(study_name="trial_study", storage=f"sqlite:///{folders.study_db}")
+    theirs = optuna.load_study(study_name="trial_study", storage=storage_url(folders))
     assert [trial.intermediate_values for trial in theirs.trials] == [{100: 0.9}, {100: 0.2}]
     assert theirs.trials[1].value == 0.2
 

@@ -225,11 +225,15 @@ def test_a_list_and_a_grid_end_by_themselves(folders: Folders) -> None:
 def test_seconds_add_up_over_restarts(folders: Folders) -> None:
     study = start(folders)
     assert study.seconds() == 0.0
-    study.add_seconds(1.5)
-    study.add_seconds(0.25)
+    study.add_seconds(1.5, until=100.0)
+    study.add_seconds(0.25, until=100.25)
     again = start(folders)
-    again.add_seconds(1.0)
+    again.add_seconds(1.0, until=200.0)
     assert SweepStudy.load(folders, "trial_study").seconds() == 2.75
+    again.add_seconds(3.0, until=201.0)  # two of them are counted: by another worker of the same time
+    assert SweepStudy.load(folders, "trial_study").seconds() == 3.75
+    again.add_seconds(3.0, until=150.0)  # a clock that was set back
+    assert SweepStudy.load(folders, "trial_study").seconds() == 3.75
 
 
 # -- proposals --------------------------------------------------------------------------------------------------------
@@ -522,8 +526,10 @@ def test_the_reason_that_a_search_ends_is_told(folders: Folders) -> None:
     assert study.stop_reason(50) == "sweep.total_samples=150 were seen (150)"
     study.add_seconds(5.0)
     assert study.stop_reason() == "sweep.timeout_seconds=5 is over (5.0 s)"
-    finish(study, ask(study))
-    assert study.stop_reason() == "all 2 trials were started"
+    assert study.ask() is None
+    more_time = start(folders, "sweep.trials=2", "sampler=random")
+    finish(more_time, ask(more_time))
+    assert more_time.stop_reason() == "all 2 trials were started"
 
 
 # -- clones -----------------------------------------------------------------------------------------------------------

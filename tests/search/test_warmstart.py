@@ -7,7 +7,7 @@ from typing import Any
 
 import optuna
 import pytest
-from test_study import HOME, Asked, ask, folders, make_config, record  # noqa: F401  (folders is a fixture)
+from test_study import HOME, Asked, ask, folders, make_config, record, storage_url  # noqa: F401  (folders is a fixture)
 
 from lorasweep.config.home import Folders
 from lorasweep.errors import ConfigError, UsageError
@@ -69,7 +69,7 @@ def test_nobody_but_the_sampler_sees_earlier_trials(earlier: SweepStudy, folders
         assert asked.number == number
         finish(warm, asked)
     assert warm.ask() is None and len(leaderboard.Leaderboard.of(warm).rows) == 3
-    theirs = optuna.load_study(study_name="warm", storage=f"sqlite:///{folders.study_db}")
+    theirs = optuna.load_study(study_name="warm", storage=storage_url(folders))
     assert len(theirs.trials) == 3
 
 

@@ -88,6 +88,11 @@ def enter(
     return locks.enter(folders, sweep, join, about)
 
 
+def asking(folders: Folders, sweep: str) -> AbstractContextManager[None]:
+    """Keep every worker from asking for a trial, for a process that holds no post."""
+    return table.asking(folders, sweep) if folders.shared else locks.asking(folders, sweep)
+
+
 def holders(folders: Folders, sweep: str) -> list[str]:
     """The processes that work on a sweep now, in words. Empty where locks cannot tell."""
     return table.holders(folders, sweep) if folders.shared else locks.holders(folders.sweep(sweep))

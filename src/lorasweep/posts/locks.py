@@ -53,7 +53,7 @@ class LockedPost:
     @contextmanager
     def asking(self) -> Iterator[None]:
         """See `posts.Post`."""
-        with _locked(self.folder / "asking.lock", wait=True):
+        with asking(self.folders, self.sweep):
             yield
 
     def dead(self) -> dict[str, LockedPost]:
@@ -110,6 +110,13 @@ def enter(folders: Folders, sweep: str, join: bool, about: Mapping[str, Any] | N
             handle.write(json.dumps(said))
             handle.flush()
         yield LockedPost(folders, sweep, str(number))
+
+
+@contextmanager
+def asking(folders: Folders, sweep: str) -> Iterator[None]:
+    """See `posts.asking`."""
+    with _locked(folders.sweep(sweep) / "asking.lock", wait=True):
+        yield
 
 
 def holders(folder: Path) -> list[str]:

@@ -65,17 +65,10 @@ class TablePost:
         Raises:
             StorageError: another worker has taken this post.
         """
-        held = ExitStack()
-        with readable_errors(self.folders):
-            connection = held.enter_context(one_at_a_time(self.folders, f"ask {self.sweep}"))
-            if not self._holds(connection):
-                held.close()
+        with asking(self.folders, self.sweep):
+            if not self.held():
                 raise self.lost()
-        try:
             yield
-        finally:
-            with readable_errors(self.folders):
-                held.close()
 
     def dead(self) -> dict[str, TablePost]:
         """See `posts.Post`."""
@@ -94,8 +87,9 @@ class TablePost:
 
     def held(self) -> bool:
         """See `posts.Post`."""
+        words = "select 1 from lorasweep_posts where token = :token"
         with readable_errors(self.folders), self._connect() as connection:
-            return self._holds(connection)
+            return connection.execute(_text(words), {"token": self.token}).first() is not None
 
     def beat(self, grace_seconds: float) -> bool:
         """See `posts.Post`."""
@@ -122,10 +116,6 @@ class TablePost:
         words = f"select * from lorasweep_posts where sweep = :sweep and name <> :name and {condition} order by since"
         with readable_errors(self.folders), self._connect() as connection:
             return list(connection.execute(_text(words), {"sweep": self.sweep, "name": self.name}))
-
-    def _holds(self, connection: Connection) -> bool:
-        words = "select 1 from lorasweep_posts where token = :token"
-        return connection.execute(_text(words), {"token": self.token}).first() is not None
 
     @contextmanager
     def _connect(self) -> Iterator[Connection]:
@@ -174,6 +164,19 @@ def enter(folders: Folders, sweep: str, join: bool, about: Mapping[str, Any] | N
     finally:
         with suppress(StudiesAway):  # its heartbeat stops, which says the same a little later
             post.leave()
+
+
+@contextmanager
+def asking(folders: Folders, sweep: str) -> Iterator[None]:
+    """See `posts.asking`. Errors of what is done meanwhile stay what they are."""
+    held = ExitStack()
+    with readable_errors(folders):
+        held.enter_context(one_at_a_time(folders, f"ask {sweep}"))
+    try:
+        yield
+    finally:
+        with readable_errors(folders):
+            held.close()
 
 
 def holders(folders: Folders, sweep: str) -> list[str]:

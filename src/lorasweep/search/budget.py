@@ -5,20 +5,23 @@ Neighbour: `study`, which knows what was spent.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from lorasweep.config.schema import SweepConfig
 from lorasweep.records import TrialRecord, TrialState
 from lorasweep.search.objectives import Goals
 
 
-def spent(sweep: SweepConfig, points: int, left: int, seconds: float, samples: int) -> str | None:
+def spent(sweep: SweepConfig, points: int, left: int, seconds: Callable[[], float], samples: int) -> str | None:
     """Which budget is used up, in words; None while there is some of each.
 
-    points: trials that the sweep may have in all, and how many of them are `left`; samples: training rows seen.
+    points: trials that the sweep may have in all, and how many of them are `left`; seconds: tells those of sweep so
+    far, asked only where they are limited; samples: training rows seen.
     """
     if not left:
         return f"all {points} trials were started"
-    if sweep.timeout_seconds is not None and seconds >= sweep.timeout_seconds:
-        return f"sweep.timeout_seconds={sweep.timeout_seconds:g} is over ({seconds:.1f} s)"
+    if sweep.timeout_seconds is not None and (gone := seconds()) >= sweep.timeout_seconds:
+        return f"sweep.timeout_seconds={sweep.timeout_seconds:g} is over ({gone:.1f} s)"
     if sweep.total_samples is not None and samples >= sweep.total_samples:
         return f"sweep.total_samples={sweep.total_samples:,} were seen ({samples:,})"
     return None

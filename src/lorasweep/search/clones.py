@@ -25,18 +25,6 @@ def clone_of(frozen: FrozenTrial) -> dict[str, Any] | None:
     return None if found is None else dict(found)
 
 
-def is_clone(frozen: FrozenTrial) -> bool:
-    """Whether a person made this trial."""
-    return CLONE in frozen.user_attrs
-
-
-def some_wait(trials: list[FrozenTrial]) -> bool:
-    """Whether a clone waits for a worker."""
-    from optuna.trial import TrialState
-
-    return any(frozen.state is TrialState.WAITING for frozen in trials)
-
-
 def template(space: Space, params: dict[str, Any], params_key: str, origin: dict[str, Any]) -> FrozenTrial:
     """A trial that waits with this point."""
     import optuna

@@ -175,8 +175,8 @@ class FinalsStudy(SweepStudy):
 
     # -- asking and telling -------------------------------------------------------------------------------------------
 
-    def ask(self) -> Asked | None:
-        """The next that waits, in the order of the plan."""
+    def ask(self, post: str | None = None, samples_in_training: int = 0) -> Asked | None:
+        """The next that waits, in the order of the plan; its worker claims it itself."""
         if self.budget_spent():
             return None
         with readable_errors(self.folders):
@@ -185,7 +185,8 @@ class FinalsStudy(SweepStudy):
 
     def budget_spent(self, samples_in_training: int = 0) -> bool:
         """Whether all have been asked for."""
-        return not clones.some_wait(self._stored.trials())
+        _, waiting, _ = self._stored.outline(clones.CLONE)
+        return not waiting
 
     def report(self, number: int, samples: int, value: float, results: list[float] | None = None) -> Verdict:
         """A finalist is evaluated where its trial was, and always trains on."""

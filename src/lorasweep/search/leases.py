@@ -19,13 +19,13 @@ from optuna.trial import TrialState
 
 from lorasweep.errors import StorageError
 from lorasweep.search.database import readable_errors
+from lorasweep.search.reader import POST
 from lorasweep.search.storage import StoredStudy, read
 
 if TYPE_CHECKING:
     from lorasweep.posts import Post
     from lorasweep.search.study import SweepStudy
 
-POST = "post"  # attribute of a trial
 BEATS_IN_GRACE = 4  # heartbeats that must fail before a worker counts as gone
 
 

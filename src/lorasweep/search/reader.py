@@ -5,6 +5,8 @@ Neighbours: `storage` (below), `study` (adds asking and telling).
 
 from __future__ import annotations
 
+import json
+import time
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +32,7 @@ MOST_FOR_IMPORTANCES = 1000
 
 # Attributes of the study and of its trials; each holds one JSON text, so that it is written whole or not at all.
 ABOUT, SECONDS, SLOTS, CLOSED = "lorasweep", "lorasweep.seconds", "lorasweep.slots", "lorasweep.closed"
-PARAMS, RUN_ID, RECORD = "params", "run_id", "record"
+PARAMS, RUN_ID, RECORD, POST = "params", "run_id", "record", "post"
 
 
 def finals_name(sweep: str) -> str:
@@ -165,13 +167,21 @@ class StudyReader:
         """Training rows seen by the trials that have ended."""
         return sum(record.samples for record in self._records(self._stored.trials()))
 
-    def add_seconds(self, seconds: float) -> None:
-        """Count time spent on this sweep; adds up over restarts."""
-        self._stored.set_attribute(SECONDS, self.seconds() + seconds)
+    def add_seconds(self, seconds: float, until: float | None = None) -> None:
+        """Count the so many seconds before `until` (since 1970; None: now) as spent on this sweep; what other processes
+        have counted of them counts once. Adds up over restarts."""
+        now = time.time() if until is None else until
+        spent, counted = self._seconds()
+        self._stored.set_attribute(SECONDS, [spent + max(0.0, min(seconds, now - counted)), now])
 
     def seconds(self) -> float:
         """Seconds of sweep so far."""
-        return float(self._stored.attributes().get(SECONDS, 0.0))
+        return self._seconds()[0]
+
+    def _seconds(self) -> tuple[float, float]:
+        """(seconds counted, the moment up to which they are, in seconds since 1970)."""
+        noted = json.loads(self._stored.attributes().get(SECONDS, "0.0"))
+        return (noted[0], noted[1]) if isinstance(noted, list) else (float(noted), 0.0)
 
     @property
     def slots(self) -> int | None:

@@ -6,7 +6,7 @@ asks, `worker` acts.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from lorasweep.config.home import Folders
@@ -23,10 +23,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Asked:
-    """A trial to train: its number in the study and its point, override key -> value."""
+    """A trial to train: its number in the study and its point, override key -> value. `claimed`: the post that trains
+    it stands in the study already."""
 
     number: int
     params: dict[str, Any]
+    claimed: bool = field(default=False, compare=False)
 
 
 class SteeredStudy(StudyReader):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from lorasweep.config.home import Folders
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     import optuna
     from optuna.storages import RDBStorage
     from optuna.trial import FrozenTrial
+    from sqlalchemy import Engine
 
 
 def study_names(storage: RDBStorage, attribute: str) -> list[str]:
@@ -43,6 +45,7 @@ class StoredStudy:
         self.folders, self.study = folders, study
         self.storage = study._storage  # Optuna's own handle: the public Study writes no attribute of a trial
         self._ids: dict[int, int] = {}  # trial number -> id in the storage
+        self._marked: dict[str, tuple[int, list[int]]] = {}  # attribute -> (newest id looked at, numbers that have it)
 
     @property
     def name(self) -> str:
@@ -79,13 +82,82 @@ class StoredStudy:
             " and (a.key = :ended or (a.key in :keys and t.state in ('RUNNING', 'WAITING')))"
         ).bindparams(bindparam("keys", expanding=True))
         study = {"study": self.study._study_id}
-        backend: Any = getattr(self.storage, "_backend", self.storage)  # below Optuna's cache
-        with readable_errors(self.folders), backend.engine.connect() as connection:
+        with readable_errors(self.folders), self._engine.connect() as connection:
             found = {row.trial_id: StoredTrial(row.number, str(row.state)) for row in connection.execute(trials, study)}
             for row in connection.execute(attributes, {**study, "ended": ended, "keys": list(running)}):
                 if row.trial_id in found:  # a trial that came since has none of the first answer's
                     found[row.trial_id].attributes[row.key] = json.loads(json.loads(row.value_json))
         return list(found.values())
+
+    def add(self, draft: FrozenTrial) -> int:
+        """Store a running trial whole in one transaction, with its first sign of life; its number, the next one.
+
+        Optuna's own way of storing one takes a query and more for each of its parameters and attributes.
+        """
+        from optuna.distributions import distribution_to_json
+        from optuna.storages._rdb import models
+        from sqlalchemy import func, insert, select
+
+        trials = models.TrialModel.__table__
+        study = models.StudyModel.__table__
+        mine = study.c.study_id == self.study._study_id
+        count = select(func.count()).select_from(trials).where(trials.c.study_id == self.study._study_id)
+        row = {
+            "study_id": self.study._study_id,
+            "state": draft.state,
+            "number": count.scalar_subquery(),
+            "datetime_start": datetime.now(UTC).replace(tzinfo=None),
+        }
+        with readable_errors(self.folders), self._engine.begin() as connection:
+            connection.execute(select(study.c.study_id).where(mine).with_for_update())  # nobody else adds one now
+            stored = insert(trials).values(row).returning(trials.c.trial_id, trials.c.number)
+            trial_id, number = connection.execute(stored).one()
+            own = {"trial_id": trial_id}
+            params = [
+                {
+                    **own,
+                    "param_name": name,
+                    "param_value": distribution.to_internal_repr(draft.params[name]),
+                    "distribution_json": distribution_to_json(distribution),
+                }
+                for name, distribution in draft.distributions.items()
+            ]
+            texts = [{**own, "key": key, "value_json": json.dumps(text)} for key, text in draft.user_attrs.items()]
+            hidden = [{**own, "key": key, "value_json": json.dumps(it)} for key, it in draft.system_attrs.items()]
+            for model, rows in (
+                (models.TrialParamModel, params),
+                (models.TrialUserAttributeModel, texts),
+                (models.TrialSystemAttributeModel, hidden),
+                (models.TrialHeartbeatModel, [own]),
+            ):
+                if rows:
+                    connection.execute(insert(model.__table__), rows)
+        self._ids[number] = trial_id
+        return int(number)
+
+    def outline(self, marked: str) -> tuple[int, int, list[int]]:
+        """(trials in all, of them WAITING, numbers of those that have the attribute `marked`); no trial is read. Call it
+        where nobody adds one meanwhile."""
+        from sqlalchemy import text
+
+        last, known = self._marked.get(marked, (-1, []))
+        study = {"study": self.study._study_id, "last": last}
+        states = text("select state, count(*), max(trial_id) from trials where study_id = :study group by state")
+        numbers = text(  # marks are as old as their trials: those that were looked at need no second look
+            "select t.number from trials t join trial_user_attributes a on t.trial_id = a.trial_id"
+            " where t.study_id = :study and t.trial_id > :last and a.key = :key order by t.number"
+        )
+        with readable_errors(self.folders), self._engine.connect() as connection:
+            rows = [(str(state), int(count), int(newest)) for state, count, newest in connection.execute(states, study)]
+            found = [int(number) for (number,) in connection.execute(numbers, {**study, "key": marked})]
+        counts = {state: count for state, count, _ in rows}
+        self._marked[marked] = (max((newest for *_, newest in rows), default=-1), [*known, *found])
+        return sum(counts.values()), counts.get("WAITING", 0), list(self._marked[marked][1])
+
+    @property
+    def _engine(self) -> Engine:
+        backend: Any = getattr(self.storage, "_backend", self.storage)  # below Optuna's cache
+        return backend.engine
 
     def ended_in(self, *names: str) -> int:
         """How many trials of these studies have ended; one query."""
@@ -95,8 +167,7 @@ class StoredStudy:
             "select count(*) from trials t join studies s on s.study_id = t.study_id"
             " where s.study_name in :names and t.state not in ('RUNNING', 'WAITING')"
         ).bindparams(bindparam("names", expanding=True))
-        backend: Any = getattr(self.storage, "_backend", self.storage)
-        with readable_errors(self.folders), backend.engine.connect() as connection:
+        with readable_errors(self.folders), self._engine.connect() as connection:
             return int(connection.execute(query, {"names": list(names)}).scalar_one())
 
     def trial(self, number: int) -> FrozenTrial:

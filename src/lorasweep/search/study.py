@@ -18,19 +18,19 @@ from lorasweep.config.home import Folders
 from lorasweep.config.schema import Config
 from lorasweep.errors import ConfigError, TrialFailed, UsageError, nearest
 from lorasweep.records import TrialRecord
-from lorasweep.search import budget, clones, reports
+from lorasweep.search import budget, clones, draft, reports
 from lorasweep.search.database import exists, open_storage, readable_errors
 from lorasweep.search.identity import check_same
 from lorasweep.search.objectives import Goals
 from lorasweep.search.pruners import Judge, rungs_of
-from lorasweep.search.reader import ABOUT, PARAMS, RECORD, RUN_ID
+from lorasweep.search.reader import ABOUT, PARAMS, POST, RECORD, RUN_ID
 from lorasweep.search.reports import Verdict
 from lorasweep.search.space import Space
 from lorasweep.search.steering import Asked, SteeredStudy
 from lorasweep.search.storage import read, study_names
 
 if TYPE_CHECKING:
-    from optuna.trial import FrozenTrial
+    import optuna
 
     from lorasweep.search.samplers import Proposals
 
@@ -168,25 +168,34 @@ class SweepStudy(SteeredStudy):
 
     # -- asking -----------------------------------------------------------------------------------------------------
 
-    def ask(self) -> Asked | None:
-        """The next trial, a clone that waits first; None once the budget of trials or the points are spent."""
+    def ask(self, post: str | None = None, samples_in_training: int = 0) -> Asked | None:
+        """The next trial, a clone that waits first; None once a budget or the points are spent. One process at a time.
+
+        `post`: who will train it, noted with the trial; `samples_in_training`: as `stop_reason`.
+        """
         if self.space is None or self.proposals is None:
             return None
-        trials = self._stored.trials()
-        if self._left(trials) <= 0 and not clones.some_wait(trials):
+        if self.budget_spent(samples_in_training):
             return None
+        number, waiting, self.proposals.clones = self._stored.outline(clones.CLONE)
+        self._study.sampler = self.proposals
+        space, point = self.space, dict[str, Any]()
         with readable_errors(self.folders):
-            self._study.sampler = self._informed(self.proposals)
-            trial = self._study.ask()
-            params = read(self._stored.trial(trial.number), PARAMS)
-            if params is None:
-                return self._note(trial.number, self.space.suggest(trial))
-            clones.tell_params(self.space, trial, params)
-            return Asked(trial.number, params)
+            if waiting:
+                trial = self._study.ask()
+                point = read(self._stored.trial(trial.number), PARAMS)
+                clones.tell_params(space, trial, point)
+                return Asked(trial.number, point)
+
+            def draw(trial: optuna.Trial) -> dict[str, str]:
+                point.update(space.suggest(trial))
+                return {PARAMS: json.dumps(point), **({} if post is None else {POST: json.dumps(post)})}
+
+            return Asked(self._stored.add(draft.sketch(self._study, number, draw)), point, claimed=post is not None)
 
     def _informed(self, proposals: Proposals) -> Proposals:
         """The proposals, told which numbers are clones."""
-        proposals.clones = [frozen.number for frozen in self._stored.trials() if clones.is_clone(frozen)]
+        _, _, proposals.clones = self._stored.outline(clones.CLONE)
         return proposals
 
     def ask_fixed(self, params: dict[str, Any]) -> Asked:
@@ -317,10 +326,10 @@ class SweepStudy(SteeredStudy):
 
     def remaining(self) -> int:
         """Trials that may still be asked for, clones aside."""
-        return self._left(self._stored.trials())
+        number, _, cloned = self._stored.outline(clones.CLONE)
+        return self._left(number - len(cloned))
 
-    def _left(self, trials: list[FrozenTrial]) -> int:
-        counted = sum(not clones.is_clone(frozen) for frozen in trials)
+    def _left(self, counted: int) -> int:
         return max(0, self.budget() - counted) if self.space is not None else 0
 
     def budget_spent(self, samples_in_training: int = 0) -> bool:
@@ -332,13 +341,16 @@ class SweepStudy(SteeredStudy):
 
         `samples_in_training`: training rows seen by the trials that have not ended.
         """
-        trials = self._stored.trials()
-        if clones.some_wait(trials):
+        number, waiting, cloned = self._stored.outline(clones.CLONE)
+        if waiting:
             return None
-        records = self._records(trials)
-        seen = sum(record.samples for record in records) + samples_in_training
-        spent = budget.spent(self.config.sweep, self.budget(), self._left(trials), self.seconds(), seen)
-        return spent or budget.reached(self.config.sweep, self.goals, records)
+        sweep, seen, reached = self.config.sweep, 0, None
+        if sweep.total_samples is not None or sweep.target_value is not None:  # else no trial need be read
+            records = self._records(self._stored.trials())
+            seen = sum(record.samples for record in records) + samples_in_training
+            reached = budget.reached(sweep, self.goals, records)
+        left = self._left(number - len(cloned))
+        return budget.spent(sweep, self.budget(), left, self.seconds, seen) or reached
 
 
 __all__ = ["Asked", "SweepStudy"]

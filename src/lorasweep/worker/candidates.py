@@ -61,11 +61,12 @@ class Queue:
 
     def _ask(self, samples_in_training: int) -> Candidate | None:
         with self.post.asking():
-            asked = None if self.study.budget_spent(samples_in_training) else self.study.ask()
+            asked = self.study.ask(self.post.name, samples_in_training)
             if asked is None:
                 return None
             failpoints.reach("asked")
-            self.leases.claim(asked.number)
+            if not asked.claimed:  # a clone or a finalist, which was there before anybody was to train it
+                self.leases.claim(asked.number)
         return Candidate(asked)
 
     def elsewhere(self) -> list[int]:

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 LOOK_SECONDS = 0.5  # between two looks at what people ask for; a look costs a read of the study's attributes
 LOOK_SHARE = 0.02  # of a worker's time that looks for further trials may cost once there was none
 LOOK_AT_LATEST_SECONDS = 10.0
+COUNT_SECONDS = 1.0  # of sweep after which they are counted in the study
 RETRY_SECONDS = 2.0  # between tries to make a run
 PATIENCE_SECONDS = 600.0  # that a worker with nothing else to do waits for MLflow, or for the studies' database
 
@@ -209,7 +210,8 @@ class Worker:
                     continue
             else:
                 began = time.monotonic()
-                self._add_seconds()
+                if began - self._clock >= COUNT_SECONDS:
+                    self._add_seconds()
                 found = self.queue.next(self.slots.uncounted_samples)
                 if found is None:  # a spent budget stays spent: asking at every turn would cost more than a tiny step
                     now = time.monotonic()
