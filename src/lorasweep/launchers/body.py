@@ -23,7 +23,7 @@ from lorasweep.search.study import SweepStudy
 from lorasweep.tracking.tracker import Tracker
 from lorasweep.workbench import Workbench
 from lorasweep.worker import here
-from lorasweep.worker.loop import Clock, Worker
+from lorasweep.worker.loop import Worker
 
 if TYPE_CHECKING:
     from lorasweep.config.schema import Config
@@ -65,7 +65,7 @@ def work(orders: Orders, progress: Progress, stop: threading.Event) -> None:
         try:
             tracker.connect()
             worker = Worker(study, tracker, workbench, composer, progress, post)
-            worker.stop, worker.clock = stop, Clock.ALL if orders.index == 0 else Clock.NONE
+            worker.stop = stop
             here.launch(worker, config.launcher)
             if not study.counts()["running"]:
                 finalists.run(study, tracker, workbench, composer, progress, post, stop)

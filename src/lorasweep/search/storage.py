@@ -136,8 +136,8 @@ class StoredStudy:
         return int(number)
 
     def outline(self, marked: str) -> tuple[int, int, list[int]]:
-        """(trials in all, of them WAITING, numbers of those that have the attribute `marked`); no trial is read. Call it
-        where nobody adds one meanwhile."""
+        """(trials in all, of them WAITING, numbers of those that have the attribute `marked`); no trial is read. To be
+        called where nobody adds one meanwhile."""
         from sqlalchemy import text
 
         last, known = self._marked.get(marked, (-1, []))

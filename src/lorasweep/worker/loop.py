@@ -13,7 +13,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,13 +55,6 @@ class Interrupted(LorasweepError):
     exit_code = 130
 
 
-class Clock(Enum):
-    """Which seconds a worker adds to the sweep's: those in which it trains; all, waiting too, since it keeps the time
-    of several that were started together; none, since another one of them does."""
-
-    OWN, ALL, NONE = "own", "all", "none"
-
-
 class Worker:
     """Trains trials of one study until its budget is spent."""
 
@@ -85,7 +77,6 @@ class Worker:
         self.checkpoints = post.checkpoints if only is None else post.checkpoints_of_trial(only.number)
         self.checkpoints.kept = study.config.train.checkpoints_kept
         self.stop = threading.Event()
-        self.clock = Clock.OWN
         self.paused = False  # `stop` was set by `lorasweep pause`
         self.slots = Slots()
         self.outcomes = Outcomes(study, tracker, progress, self.slots, self.leases, post, workbench.rows_id)
@@ -165,7 +156,7 @@ class Worker:
                 "to take them over should it die"
             )
         self.stop.wait(RETRY_SECONDS if self.queue.waiting else LOOK_SECONDS)
-        if others and self.clock is Clock.OWN:
+        if others:
             self._counted_at = time.monotonic()  # time spent for nothing is none of the sweep's
         self._obey()
         if self.stop.is_set():
@@ -210,7 +201,7 @@ class Worker:
                     continue
             else:
                 began = time.monotonic()
-                if began - self._clock >= COUNT_SECONDS:
+                if began - self._counted_at >= COUNT_SECONDS:
                     self._add_seconds()
                 found = self.queue.next(self.slots.uncounted_samples)
                 if found is None:  # a spent budget stays spent: asking at every turn would cost more than a tiny step
@@ -339,8 +330,7 @@ class Worker:
 
     def _add_seconds(self) -> None:
         now = time.monotonic()
-        if self.clock is not Clock.NONE:
-            self.study.add_seconds(now - self._counted_at)
+        self.study.add_seconds(now - self._counted_at)
         self._counted_at = now
 
     def _stop_where_all_fail(self) -> None:
