@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import sqlite3
 import time
 from pathlib import Path
 
 import pytest
+from sqlalchemy import text
+from test_study import folders  # noqa: F401  (a fixture)
 
 from lorasweep.config.compose import compose
 from lorasweep.config.home import Folders, Home
@@ -20,11 +21,11 @@ HOME = Home(Path("/nowhere"), Home.find().shipped)
 
 
 @pytest.fixture
-def study(tmp_path: Path) -> SweepStudy:
+def study(folders: Folders) -> SweepStudy:  # noqa: F811
     config = compose(["sweep.name=leased", "sampler=random", "launcher.heartbeat_seconds=10"], home=HOME)
     config.sweep.space = {"optimizer.lr": "interval(1e-4, 1e-2)"}
     space = parse_space(config.sweep.space, config)
-    return SweepStudy.open(Folders(tmp_path), config, space, {}, [], sweep_file="leased")
+    return SweepStudy.open(folders, config, space, {}, [], sweep_file="leased")
 
 
 def asked(study: SweepStudy, count: int) -> None:
@@ -34,12 +35,11 @@ def asked(study: SweepStudy, count: int) -> None:
 
 def silence(study: SweepStudy, number: int, seconds: float) -> None:
     """Let the last sign of life of a trial be so long ago."""
-    with sqlite3.connect(study.folders.study_db) as database:
-        database.execute(
-            "update trial_heartbeats set heartbeat = datetime('now', ?) where trial_id in "
-            "(select trial_id from trials where number = ?)",
-            (f"-{seconds} seconds", number),
-        )
+    of_postgres, of_sqlite = "now() - make_interval(secs => :ago)", "datetime('now', '-' || :ago || ' seconds')"
+    ago = of_postgres if study.folders.shared else of_sqlite
+    words = f"update trial_heartbeats set heartbeat = {ago} where trial_id = :id"
+    with study._stored._engine.begin() as connection:
+        connection.execute(text(words), {"ago": seconds, "id": study._stored.id_of(number)})
 
 
 def test_a_claimed_trial_is_its_posts_until_another_claims_it(study: SweepStudy) -> None:

@@ -20,7 +20,7 @@ from optuna.trial import TrialState
 from lorasweep.errors import StorageError
 from lorasweep.search.database import readable_errors
 from lorasweep.search.reader import POST
-from lorasweep.search.storage import StoredStudy, read
+from lorasweep.search.storage import RunningRow, StoredStudy, read
 
 if TYPE_CHECKING:
     from lorasweep.posts import Post
@@ -90,29 +90,20 @@ class Leases:
 
     def orphans(self, dead: Iterable[str]) -> list[int]:
         """Running trials that others have left: at posts in `dead`, at none, or without a sign of life for long."""
-        gone, silent = {*dead, None}, self._silent()
-        found = []
-        for frozen in self.stored.trials():
-            if frozen.state == TrialState.RUNNING:
-                post = read(frozen, POST)
-                if post != self.post and (post in gone or frozen._trial_id in silent):
-                    found.append(frozen.number)
-        return found
+        gone = {*dead, None}
+        return [
+            row.number
+            for row in self.stored.running(POST)
+            if row.attribute != self.post and (row.attribute in gone or self._is_silent(row))
+        ]
 
     def elsewhere(self) -> list[int]:
         """Running trials of other posts, whoever gives signs of life."""
-        running = (frozen for frozen in self.stored.trials() if frozen.state == TrialState.RUNNING)
-        return [frozen.number for frozen in running if read(frozen, POST) != self.post]
+        return [row.number for row in self.stored.running(POST) if row.attribute != self.post]
 
-    def _silent(self) -> set[int]:
-        """Ids of running trials whose last heartbeat is older than the grace period, by the database's clock."""
-        with readable_errors(self.stored.folders):
-            self._backend.heartbeat_interval = max(1, round(self.beat_seconds))
-            self._backend.grace_period = max(1, round(self.grace_seconds))
-            try:
-                return set(self._backend._get_stale_trial_ids(self.stored.study._study_id))
-            finally:
-                self._backend.heartbeat_interval = None  # with it set, Optuna warns at each ask
+    def _is_silent(self, row: RunningRow) -> bool:
+        """Whether its last sign of life is older than the grace period, by the database's clock."""
+        return row.silent_seconds is not None and row.silent_seconds > self.grace_seconds
 
     # -- signs of life ------------------------------------------------------------------------------------------------
 

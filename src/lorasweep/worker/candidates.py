@@ -5,6 +5,7 @@ Neighbours: `replay` (what was left), `posts` and `search.leases` (whose it is),
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from lorasweep.search.study import Asked, SweepStudy
     from lorasweep.workbench import Workbench
 
+LOOK_SECONDS = 1.0  # between two looks for trials that others have left, while new ones may be asked for
+
 
 class Queue:
     """The trials of one worker that are on their way into slots. `waiting`: asked for, but their pack had no free slot
@@ -31,6 +34,7 @@ class Queue:
         self.waiting: deque[tuple[Candidate, Config | None]] = deque()
         self.last_asked = -1  # the highest trial number that this post has taken up
         self._returning: deque[Candidate] = deque()
+        self._looked_at = -LOOK_SECONDS  # time.monotonic() of the last look at what others left
 
     def clear(self) -> None:
         """Forget what is on its way; `recover` finds it again."""
@@ -54,10 +58,16 @@ class Queue:
         elif self.only is not None:
             return None
         else:
-            candidate = replay.take_over(self.study, self.leases, self.post) or self._ask(samples_in_training)
+            candidate = self._left_by_others(LOOK_SECONDS) or self._ask(samples_in_training) or self._left_by_others(0)
         if candidate is not None:
             self.last_asked = max(self.last_asked, candidate.asked.number)
         return candidate
+
+    def _left_by_others(self, every_seconds: float) -> Candidate | None:
+        if time.monotonic() - self._looked_at < every_seconds:
+            return None
+        self._looked_at = time.monotonic()
+        return replay.take_over(self.study, self.leases, self.post)
 
     def _ask(self, samples_in_training: int) -> Candidate | None:
         with self.post.asking():

@@ -143,9 +143,9 @@ def take_over(study: SweepStudy, leases: Leases, post: Post) -> Candidate | None
     """Claim a trial that a dead or silent worker left, as its checkpoint has it; None where there is none.
 
     In this worker's packs its last bits are others than they would have been."""
-    if post.alone:
+    if post.alone or not leases.orphans(post.dead()):
         return None
-    with post.asking():
+    with post.asking():  # another one may be quicker
         orphans = leases.orphans(post.dead())
         if not orphans:
             return None
