@@ -2,8 +2,7 @@
 
     python benchmarks/overhead.py [--earlier 0 5000] [--out bench-results/overhead.json]
 
-For each number of earlier trials: a study of the quickstart that holds so many (written straight into Optuna's storage,
-with points drawn from its space and made-up values), then 24 more trials for true, by the stopwatches of `stages.py`.
+For each number of earlier trials: a study of the quickstart that holds so many (see `earlier`), then 24 more trials for true, by the stopwatches of `stages.py`.
 Aim (issue 4): under 5% on the quickstart, under 10% at 5,000 trials. Exit code 1 where it is missed.
 """
 
@@ -11,16 +10,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import platform
-import random
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 import optuna
+from earlier import write as write_earlier
 
 from lorasweep.config.home import Folders
 
@@ -42,42 +40,14 @@ def run(home: Path, trials: int) -> dict[str, float]:
     return dict(json.loads(done.stdout.splitlines()[-1])["seconds"])
 
 
-def drawn(distribution: optuna.distributions.BaseDistribution, draw: random.Random) -> object:
-    """A value of a dimension of the quickstart."""
-    if isinstance(distribution, optuna.distributions.CategoricalDistribution):
-        return draw.choice(distribution.choices)
-    if isinstance(distribution, optuna.distributions.IntDistribution):
-        return draw.randrange(distribution.low, distribution.high + 1, distribution.step)
-    assert isinstance(distribution, optuna.distributions.FloatDistribution)
-    return math.exp(draw.uniform(math.log(distribution.low), math.log(distribution.high)))
-
-
-def write_earlier(home: Path, count: int) -> None:
-    """Complete trials with other points and values, made up from the study's only one."""
-    study = optuna.load_study(study_name="quickstart", storage=f"sqlite:///{Folders(home).study_db}")
-    (first,), draw = study.trials, random.Random(0)
-    for number in range(1, count):
-        params = {name: drawn(distribution, draw) for name, distribution in first.distributions.items()}
-        value = draw.uniform(0.3, 0.9)
-        record = {**json.loads(first.user_attrs["record"]), "trial": number, "value": value, "params": params}
-        study.add_trial(
-            optuna.trial.create_trial(
-                params=params,
-                distributions=first.distributions,
-                value=value,
-                user_attrs={**first.user_attrs, "params": json.dumps(params), "record": json.dumps(record)},
-                system_attrs=first.system_attrs,
-            )
-        )
-
-
 def measure(earlier: int) -> dict[str, float]:
     """Seconds by stage of 24 trials after so many earlier ones."""
     with tempfile.TemporaryDirectory(prefix="lorasweep-overhead-") as name:
         home = Path(name)
         if earlier:
             run(home, 1)
-            write_earlier(home, earlier)
+            folders = Folders(home)
+            write_earlier(optuna.load_study(study_name="quickstart", storage=f"sqlite:///{folders.study_db}"), earlier)
         return run(home, earlier + TRIALS)
 
 

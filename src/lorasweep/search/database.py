@@ -35,6 +35,8 @@ def open_storage(folders: Folders, create: bool = False) -> RDBStorage:
     """
     import optuna
 
+    from lorasweep.search.tables import QuickStorage
+
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     if folders.studies is not None:
@@ -50,7 +52,7 @@ def open_storage(folders: Folders, create: bool = False) -> RDBStorage:
         connection.execute("PRAGMA synchronous=NORMAL")
         return connection
 
-    return optuna.storages.RDBStorage(
+    return QuickStorage(
         f"sqlite:///{folders.study_db}",
         engine_kwargs={"creator": connect},
         skip_table_creation=not (fresh and create),
@@ -58,13 +60,13 @@ def open_storage(folders: Folders, create: bool = False) -> RDBStorage:
 
 
 def _open_postgres(folders: Folders, studies: str, create: bool) -> RDBStorage:
-    from optuna.storages import RDBStorage
+    from lorasweep.search.tables import QuickStorage
 
     engine = {"pool_pre_ping": True, "pool_size": 2, "max_overflow": 4, "connect_args": database.CONNECT}
     if create and not exists(folders):
         with database.one_at_a_time(folders, "schema"):  # first starts would make the same tables into each other
-            return RDBStorage(database.url_of(studies), engine_kwargs=engine)
-    return RDBStorage(database.url_of(studies), engine_kwargs=engine, skip_table_creation=True)
+            return QuickStorage(database.url_of(studies), engine_kwargs=engine)
+    return QuickStorage(database.url_of(studies), engine_kwargs=engine, skip_table_creation=True)
 
 
 def exists(folders: Folders) -> bool:

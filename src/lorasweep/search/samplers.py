@@ -26,6 +26,8 @@ from lorasweep.search.space import Space
 from lorasweep.search.warmstart import SeededStudy
 
 LARGEST_GRID = 100_000  # points; a grid is listed in memory
+# Which keys all finished trials have in common: the same for every sampler of a study, and slow to learn afresh
+SPACES_SEEN = ("_search_space", "_intersection_search_space")
 
 
 def seed_of(sweep_seed: int, number: int) -> int:
@@ -140,7 +142,12 @@ class Proposals(BaseSampler):
 
     def _sampler(self, number: int) -> BaseSampler:
         if self._built[0] != number:
-            self._built = (number, optuna_sampler(self.settings, number, self.space.conditional, self.earlier))
+            built = optuna_sampler(self.settings, number, self.space.conditional, self.earlier)
+            if not (self.earlier or self.clones):  # which shift numbers as these samplers see them
+                for name in SPACES_SEEN:
+                    if hasattr(self._built[1], name) and hasattr(built, name):
+                        setattr(built, name, getattr(self._built[1], name))
+            self._built = (number, built)
         return self._built[1]
 
 
