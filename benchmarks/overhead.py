@@ -2,7 +2,8 @@
 
     python benchmarks/overhead.py [--earlier 0 5000] [--out bench-results/overhead.json]
 
-For each number of earlier trials: a study of the quickstart that holds so many (see `earlier`), then 24 more trials for true, by the stopwatches of `stages.py`.
+For each number of earlier trials: a study of the quickstart that holds so many (see `earlier`), then 24
+more trials for true, by the stopwatches of `stages.py`.
 Aim (issue 4): under 5% on the quickstart, under 10% at 5,000 trials. Exit code 1 where it is missed.
 """
 
