@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lorasweep.errors import StorageError
-from lorasweep.tracking.spool import Spool, path_of, read_points, same_value, trials_in, unsent
+from lorasweep.tracking.spool import Point, Spool, path_of, read_points, same_value, trials_in, unsent
 
 
 def test_what_was_reported_is_there_after_reopening(tmp_path: Path) -> None:
@@ -145,3 +145,49 @@ def test_sigkill_loses_no_report(tmp_path: Path) -> None:
     process.wait()
     steps = [p.step for p in Spool(tmp_path, 0).waiting()]
     assert steps[: len(said)] == said
+
+
+def test_what_others_did_meanwhile_comes_first(tmp_path: Path) -> None:
+    spool = Spool(tmp_path, 0)
+    spool.set_run("r")
+    spool.append({"a": 1.0, "b": 1.0}, 1, 10)
+    spool.confirm(spool.waiting()[-1])
+    spool.append({"a": 2.0}, 2, 20)
+    spool.append({"a": 3.0, "b": 3.0}, 3, 30)
+    spool.set_end("FINISHED", {})
+    stored = [Point({"a": 1.0, "b": 1.0}, 1, 10, 0), Point({"a": 2.5}, 2, 21, 0)]
+    spool.take_up(stored, [Point({"a": 2.75, "b": 2.75}, 2, 22, 0), Point({"a": 3.5}, 3, 31, 0)])
+    wanted = [({"b": 2.75}, 2, 22), ({"a": 3.5}, 3, 31), ({"b": 3.0}, 3, 30)]
+    for one in (spool, Spool(tmp_path, 0)):
+        assert [(point.metrics, point.step, point.time_ms) for point in one.waiting()] == wanted
+        assert one.run_id == "r" and one.ending is None and one.newest("a") == 3.5 and one.last_step == 3
+    assert [(point.metrics, point.step) for point in read_points(spool.path)][:2] == [
+        ({"a": 1.0, "b": 1.0}, 1),
+        ({"a": 2.5}, 2),
+    ]
+    spool.append({"a": 9.0, "b": 9.0}, 3, 99)  # known by now
+    spool.append({"a": 4.0}, 4, 40)
+    assert [point.metrics for point in spool.waiting()][3:] == [{"a": 4.0}]
+    spool.confirm(spool.waiting()[-1])
+    spool.close()
+    assert Spool(tmp_path, 0).waiting() == []
+
+
+@pytest.mark.parametrize("at", ["os.fsync", "lorasweep.tracking.spool.sync_folder"])
+def test_a_kill_while_it_takes_up_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str) -> None:
+    spool = Spool(tmp_path, 0)
+    spool.set_run("r")
+    for step in range(4):
+        spool.append({"a": float(step)}, step, step)
+    spool.confirm(spool.waiting()[1])
+
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(at, die)
+        spool.take_up([Point({"a": 0.0}, 0, 0, 0)], [Point({"a": 5.0}, 5, 5, 0)])
+    again = Spool(tmp_path, 0)
+    assert {2, 3} <= {point.step for point in again.waiting()} and again.run_id == "r"
+    again.take_up([Point({"a": 0.0}, 0, 0, 0), Point({"a": 1.0}, 1, 1, 0)], [Point({"a": 5.0}, 5, 5, 0)])
+    assert sorted(point.step for point in again.waiting()) == [2, 3, 5]

@@ -340,11 +340,13 @@ def test_a_broken_database_keeps_metrics_and_says_what_failed(
     other = sqlite3.connect(folders.mlflow_db)
     other.execute("alter table metrics rename to gone")
     other.commit()
-    monkeypatch.setattr("lorasweep.tracking.tracker.RETRY_SECONDS", 0.0)
+    monkeypatch.setattr("lorasweep.tracking.patience.RETRY_SECONDS", 0.0)
     tracker.log(0, {"m": 1.0}, 1)
     for _ in range(5):
         tracker.flush(0)  # a training loop goes on
-    assert [record.levelname for record in caplog.records if record.name == "lorasweep.tracking.tracker"] == ["WARNING"]
+    assert [record.levelname for record in caplog.records if record.name == "lorasweep.tracking.patience"] == [
+        "WARNING"
+    ]
     tracker.finish_trial(0, complete(), {})
     with pytest.raises(StorageError, match="could not store metrics of trial 0"):
         tracker.close()
@@ -360,7 +362,7 @@ def test_a_broken_database_keeps_metrics_and_says_what_failed(
 
 
 def test_runs_end_when_the_database_is_back(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lorasweep.tracking.tracker.RETRY_SECONDS", 0.0)
+    monkeypatch.setattr("lorasweep.tracking.patience.RETRY_SECONDS", 0.0)
     tracker = opened(folders)
     run_ids = [start(tracker, number) for number in (0, 1)]
     tracker.flush()

@@ -26,8 +26,11 @@ log = logging.getLogger(__name__)
 def replay(folders: Folders, sweep: str) -> int:
     """Send what a dead process left in the sweep's spools, and return how many points that were.
 
-    For readers such as the UI; safe beside a running sweep, because points that are sent twice are stored once.
+    For readers such as the UI; safe beside a running sweep, because points that are sent twice are stored once. Where
+    several hosts share the sweep nothing is sent: another worker may have reported the same steps by now.
     """
+    if folders.shared:
+        return 0
     left: list[tuple[int, str, list[Point]]] = []
     for folder in (folders.spool(sweep), folders.finalists_spool(sweep)):
         for trial in spools.trials_in(folder):

@@ -7,6 +7,8 @@ MLflow drops what it already has. Pure: no MLflow here. Neighbour: `tracking`, w
 Lines: `{"trial": N}` first, `{"run": ID}` once the MLflow run exists, then for each report
 `{"s": step, "t": milliseconds, "m": {key: value}}` (NaN, Infinity and -Infinity as Python's json writes them), and
 `{"end": STATUS, "tags": {…}}` when the trial has ended: a run whose database cannot be reached is ended later.
+Where a trial goes from host to host, the one that takes it up writes its spool anew: what the tracker has, what the
+last worker's checkpoint says it had not sent, what waits here (`take_up`).
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,7 +55,7 @@ class Spool:
     """
 
     def __init__(self, folder: Path, trial: int):
-        self.path = path_of(folder, trial)
+        self.path, self.trial = path_of(folder, trial), trial
         self.offset_path = self.path.with_suffix(".sent")
         self.run_id: str | None = None
         self.ending: Ending | None = None  # an end that the tracker has not confirmed
@@ -95,6 +97,39 @@ class Spool:
             self._set_sent(0)
             self._waiting = list(read_points(self.path))
 
+    def take_up(self, stored: Iterable[Point], left: Iterable[Point]) -> None:
+        """Others may have trained this trial since. `stored`: all that the tracker has of it; `left`: what they had
+        reported and perhaps not sent. Of each (key, step) the first is kept, in this order, and last what waits here;
+        the file is written anew, in which all but `stored` waits."""
+        known: set[tuple[str, int]] = set()
+
+        def fresh(points: Iterable[Point]) -> Iterator[dict[str, Any]]:
+            for point in points:
+                kept = {key: value for key, value in point.metrics.items() if (key, point.step) not in known}
+                known.update((key, point.step) for key in kept)
+                if kept:
+                    yield {"s": point.step, "t": point.time_ms, "m": kept}
+
+        waiting = self.waiting()
+        lines: list[dict[str, Any]] = [{"trial": self.trial}]
+        if self.run_id is not None:
+            lines.append({"run": self.run_id})
+        confirmed = b"".join(map(_raw, [*lines, *fresh(stored)]))
+        part = self.path.with_suffix(".new")
+        with part.open("wb") as file:
+            file.write(confirmed + b"".join(map(_raw, [*fresh(left), *fresh(waiting)])))
+            file.flush()
+            os.fsync(file.fileno())
+        self._set_sent(0)  # a kill before the next offset is written sends all again, which changes nothing
+        self._file.close()
+        part.replace(self.path)
+        sync_folder(self.path.parent)
+        self._set_sent(len(confirmed))
+        self._steps, self._newest, self._waiting, self.ending = {}, {}, [], None
+        self._recover()
+        self._file = self.path.open("ab")
+        self._end = self._file.seek(0, os.SEEK_END)
+
     def set_end(self, status: str, tags: dict[str, str]) -> None:
         """The trial has ended; on the disk when this returns."""
         self._write({"end": status, "tags": tags})
@@ -110,7 +145,7 @@ class Spool:
         self._file.close()
 
     def _write(self, line: dict[str, Any]) -> None:
-        raw = json.dumps(line, separators=(",", ":")).encode() + b"\n"
+        raw = _raw(line)
         self._file.write(raw)
         self._file.flush()  # to the operating system: a SIGKILL from here on loses nothing
         self._end += len(raw)
@@ -230,6 +265,10 @@ def same_value(one: float | None, other: float | None) -> bool:
 
 def _point(line: dict[str, Any], end: int) -> Point:
     return Point({key: float(value) for key, value in line["m"].items()}, int(line["s"]), int(line["t"]), end)
+
+
+def _raw(line: dict[str, Any]) -> bytes:
+    return json.dumps(line, separators=(",", ":")).encode() + b"\n"
 
 
 def _lines(path: Path) -> Iterator[tuple[dict[str, Any], int]]:

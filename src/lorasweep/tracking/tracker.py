@@ -18,11 +18,13 @@ import json
 import logging
 import math
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorasweep import checksums, failpoints
+from lorasweep.checkpoint import full_disk_in
 from lorasweep.config.schema import Config
 from lorasweep.errors import StorageError, TrialFailed
 from lorasweep.provenance import redact
@@ -38,10 +40,12 @@ from lorasweep.tracking.entities import (
     text_of,
 )
 from lorasweep.tracking.files import Artifacts, artifacts_of, fetch
+from lorasweep.tracking.histories import stored_points
+from lorasweep.tracking.patience import RETRY_SECONDS, Patience
 from lorasweep.tracking.publish import store_views
 from lorasweep.tracking.runs import RUNNING, Runs, Series, who
 from lorasweep.tracking.spool import Point, Spool
-from lorasweep.tracking.store import is_writable, open_client, open_experiment, place_of, readable_errors
+from lorasweep.tracking.store import open_client, open_experiment, place_of, readable_errors
 from lorasweep.tracking.views import USUAL_KEYS, Shown, param_name
 
 if TYPE_CHECKING:
@@ -53,6 +57,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 FINISHED, FAILED = "FINISHED", "FAILED"
+END_SECONDS = 600.0  # that the end of a trial waits for MLflow where it must be there before it is told
+Unsent = Sequence[Any]  # [step, milliseconds, {key: value}] each
 
 
 @dataclass
@@ -82,9 +88,7 @@ class Tracker:
         self._runs: Runs | None = None
         self._open: dict[int, _OpenTrial] = {}
         self._ending: dict[int, _OpenTrial] = {}  # ended here, not yet in MLflow
-        self._failed_at: float | None = None  # time.monotonic() of MLflow's last failure, None since a success
-        self._failures = 0  # of MLflow in a row
-        self._ask_after_seconds = RETRY_SECONDS
+        self._patience = Patience(folders, self.series.spool)
 
     @property
     def runs(self) -> Runs:
@@ -181,13 +185,17 @@ class Tracker:
         provenance: dict[str, str],
         data: Any,
         counts: Any,
+        noted: str | None = None,
+        left: Unsent = (),
     ) -> str:
         """Open the trial's run, new or the one that a dead process left, and return its id.
 
         `params` are the swept values by override key; `data` has train, validation, label_names, fingerprint and source
-        as `data.sources.SearchData`; `counts` has adapter, head, trainable and total parameters.
+        as `data.sources.SearchData`; `counts` has adapter, head, trainable and total parameters. Over several hosts,
+        where this one may have no spool of the trial: `noted`: the run that the study names, `left`: the `unsent` of
+        the checkpoint that it goes on from.
         """
-        if not self._is_up():
+        if not self._patience.is_up():
             state = "does not answer" if self.folders.server else "is busy"
             raise StorageError(
                 f"MLflow could not start trial {number} of sweep {self.sweep}: {place_of(self.folders)} {state}"
@@ -195,7 +203,10 @@ class Tracker:
         settings = {**flatten(config), **{param_name(key): text_of(value) for key, value in params.items()}}
         with readable_errors(f"start trial {number} of sweep {self.sweep}"):
             run, is_new = self._open_run(
-                number, {**provenance, "mlflow.source.git.commit": provenance.get("lorasweep.git.commit", "")}
+                number,
+                {**provenance, "mlflow.source.git.commit": provenance.get("lorasweep.git.commit", "")},
+                noted,
+                left,
             )
             self.runs.log_params(run, settings, is_new)
             sizes = {
@@ -206,10 +217,10 @@ class Tracker:
             self._open[number].artifacts.write_text("config.yaml", redact(config_yaml))
         return str(run.info.run_id)
 
-    def start_failed(self, number: int, params: dict[str, Any]) -> str:
+    def start_failed(self, number: int, params: dict[str, Any], noted: str | None = None) -> str:
         """Open the run of a point that cannot be trained, with its swept values alone, and return its id."""
         with readable_errors(f"start trial {number} of sweep {self.sweep}"):
-            run, is_new = self._open_run(number, {})
+            run, is_new = self._open_run(number, {}, noted)
             self.runs.log_params(run, {param_name(key): text_of(value) for key, value in params.items()}, is_new)
         return str(run.info.run_id)
 
@@ -217,6 +228,13 @@ class Tracker:
         """Report metrics at an optimizer step. From here on they outlive this process; the first value of a
         (metric, step) is kept."""
         self._open[number].spool.append(metrics, step, now_ms())
+
+    def unsent(self, number: int) -> list[Any]:
+        """What a checkpoint must hold of an open trial, so that whoever goes on with it elsewhere loses no metric, as
+        JSON types; empty where no other host can."""
+        if not self.folders.shared or number not in self._open:
+            return []
+        return [[point.step, point.time_ms, point.metrics] for point in self._open[number].spool.waiting()]
 
     def flush(self, number: int | None = None, send: bool = False) -> None:
         """Return once the trial's metrics (None: all trials') are on the disk; pass them on to MLflow where it is due,
@@ -226,7 +244,7 @@ class Tracker:
         for key in [number] if number is not None else list(self._open):
             trial = self._open[key]
             trial.spool.sync()
-            if not send and (time.monotonic() - trial.sent_at < self.send_every_seconds or not self._is_up()):
+            if not send and (time.monotonic() - trial.sent_at < self.send_every_seconds or not self._patience.is_up()):
                 continue
             began = time.monotonic()
             try:
@@ -234,37 +252,31 @@ class Tracker:
             except StorageError as error:
                 if send:
                     raise
-                self._wait_after(error, began)
+                self._patience.failed(error, began)
             else:
-                self._failures = self._failures if self._ending else 0  # an end may still fail where metrics do not
+                if not self._ending:  # an end may still fail where metrics do not
+                    self._patience.succeeded()
 
-    def _is_up(self) -> bool:
-        """Whether a write may be tried: one that failed is asked quickly first, and so seldom that training does not
-        feel it, however long the answer takes."""
-        if self._failed_at is not None and time.monotonic() - self._failed_at >= self._ask_after_seconds:
-            asked_at = time.monotonic()
-            up = is_writable(self.folders)
-            self._failed_at = None if up else time.monotonic()
-            self._ask_after_seconds = max(RETRY_SECONDS, (time.monotonic() - asked_at) / SHARE_FOR_ASKING)
-        return self._failed_at is None
-
-    def _wait_after(self, error: StorageError, began: float) -> None:
-        """`began`: time.monotonic() before what failed."""
-        if not self._failures:
-            where = self.series.spool
-            log.warning("%s. Training goes on; what it reports waits in %s and is sent later", error, where)
-        now = time.monotonic()
-        self._ask_after_seconds = min(RETRY_SECONDS * 2**self._failures, RETRY_AT_LATEST_SECONDS)
-        if self._failures:  # again: not before the time that it cost is a small share
-            self._ask_after_seconds = max(self._ask_after_seconds, (now - began) / SHARE_FOR_ASKING)
-        self._failed_at, self._failures = now, self._failures + 1
-
-    def finish_trial(self, number: int, record: TrialRecord, artifacts: dict[str, Path]) -> None:
+    def finish_trial(
+        self,
+        number: int,
+        record: TrialRecord,
+        artifacts: dict[str, Path],
+        ours: Callable[[], bool] = lambda: True,
+        goes_on: Callable[[], bool] = lambda: True,
+    ) -> bool:
         """End the trial's run in the record's state, with everything it holds.
 
         `artifacts` maps a name to a folder or file that becomes the run's artifact of that name. The newest value of
         each of the record's metrics becomes that of the kept checkpoint: where another evaluation came last, a
         closing point follows it.
+
+        On one host a run that MLflow cannot end now ends later. Where several share the sweep this disk may be gone by
+        then: it returns once MLflow has all of the trial, or False where the trial is not `ours` any more, and waits
+        for that as long as it `goes_on`, ten minutes at most.
+
+        Raises:
+            StorageError: MLflow took it in none of that time. The trial stays open.
         """
         trial = self._open[number]
         closing = {
@@ -285,8 +297,34 @@ class Tracker:
         failpoints.reach("artifacts-placed")
         trial.spool.set_end(FAILED if record.state is TrialState.FAILED else FINISHED, clean_tags(tags))
         failpoints.reach("end-spooled")
+        if self.folders.shared:
+            return self._end_before_it_is_told(number, trial, ours, goes_on)
         self._ending[number] = self._open.pop(number)
         self._settle()
+        return True
+
+    def _end_before_it_is_told(
+        self, number: int, trial: _OpenTrial, ours: Callable[[], bool], goes_on: Callable[[], bool]
+    ) -> bool:
+        until, waits = time.monotonic() + END_SECONDS, False
+        while ours():
+            try:
+                self._end_run(number, trial)
+            except StorageError as error:
+                if full_disk_in(error):
+                    raise
+                if time.monotonic() > until or not goes_on():
+                    raise StorageError(
+                        f"{error}. Trial {number} stays open, to go on from its last checkpoint"
+                    ) from error
+                if not waits:
+                    log.warning("%s. Trial %s waits for it: its end must be there before it is told", error, number)
+                waits = True
+            else:
+                del self._open[number]
+                return True
+            time.sleep(RETRY_SECONDS)
+        return False
 
     def artifact(self, run_id: str, name: str, into: Path) -> Path:
         """An artifact of a run as a local path; one that a server keeps is copied below `into`.
@@ -310,29 +348,35 @@ class Tracker:
 
     def _settle(self, insist: bool = False) -> None:
         """End the runs of trials that have ended. What MLflow does not take now waits, or with `insist` is raised."""
-        if not insist and not self._is_up():
+        if not insist and not self._patience.is_up():
             return
         for number, trial in list(self._ending.items()):
-            ending = trial.spool.ending
-            assert ending is not None
             began = time.monotonic()
             try:
-                self._send(number, trial, ending.tags)
-                with readable_errors(f"end the run of trial {number} of sweep {self.sweep}"):
-                    trial.artifacts.send()
-                    self.client.set_terminated(trial.run_id, ending.status)
+                self._end_run(number, trial)
             except StorageError as error:
                 if insist:
                     raise
-                self._wait_after(error, began)
+                self._patience.failed(error, began)
                 return
-            trial.spool.confirm_end()
-            trial.spool.close()
             del self._ending[number]
-            self._failures = 0
+            self._patience.succeeded()
+
+    def _end_run(self, number: int, trial: _OpenTrial) -> None:
+        ending = trial.spool.ending
+        assert ending is not None
+        self._send(number, trial, ending.tags)
+        with readable_errors(f"end the run of trial {number} of sweep {self.sweep}"):
+            trial.artifacts.send()
+            self.client.set_terminated(trial.run_id, ending.status)
+        trial.spool.confirm_end()
+        trial.spool.close()
 
     def take_up_ends(self) -> None:
-        """Find the ends that a dead process could not pass on; `close` passes them on."""
+        """Find the ends that a dead process could not pass on; `close` passes them on. Where several hosts share the
+        sweep there are none: such a trial is still open, and another worker may train it by now."""
+        if self.folders.shared:
+            return
         folder = self.series.spool
         for number in spools.trials_in(folder):
             if spools.is_settled(folder, number) or spools.unsent_end(spools.path_of(folder, number)) is None:
@@ -347,12 +391,17 @@ class Tracker:
 
     # -- below ------------------------------------------------------------------------------------------------------
 
-    def _open_run(self, number: int, tags: dict[str, str]) -> tuple[Run, bool]:
+    def _open_run(
+        self, number: int, tags: dict[str, str], noted: str | None = None, left: Unsent = ()
+    ) -> tuple[Run, bool]:
         """The trial's run, open for writing, and whether it is new."""
-        spool = Spool(self.series.spool, number)
+        spool, shared = Spool(self.series.spool, number), self.folders.shared
         spool.ending = None  # it trains on
-        run, is_new = self.runs.open_trial(number, spool.run_id, spool.existed, tags)
+        run, is_new = self.runs.open_trial(number, noted or spool.run_id, spool.existed or shared, tags)
         spool.set_run(run.info.run_id)
+        if shared and (left or not is_new):
+            stored = [] if is_new else stored_points(self.client, run.info.run_id, run.data.metrics)
+            spool.take_up(stored, [Point(metrics, step, time_ms, 0) for step, time_ms, metrics in left])
         self._open[number] = self._open_trial(number, run, spool)
         return run, is_new
 
@@ -384,11 +433,6 @@ class Tracker:
             if tags:
                 self.client.log_batch(trial.run_id, tags=tag_entities(tags), synchronous=True)
         trial.sent_at = time.monotonic()
-
-
-RETRY_SECONDS = 2.0  # between questions whether MLflow, once it failed, is back
-RETRY_AT_LATEST_SECONDS = 60.0  # where it answers, and fails again and again
-SHARE_FOR_ASKING = 0.05  # of the time at most, where the answer takes long
 
 
 def now_ms() -> int:

@@ -80,6 +80,7 @@ class Worker:
         self.paused = False  # `stop` was set by `lorasweep pause`
         self.slots = Slots()
         self.outcomes = Outcomes(study, tracker, progress, self.slots, self.leases, post, workbench.rows_id)
+        self.outcomes.goes_on = lambda: not self.stop.is_set()
         self._saved_at = self._counted_at = self._looked_at = time.monotonic()
         self._no_run_since: float | None = None
         self._fill_again_at = 0.0  # time.monotonic()
@@ -183,7 +184,7 @@ class Worker:
         return True
 
     def _snapshot(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-        return replay.snapshot(self.workbench, self.queue.candidates, self.queue.last_asked)
+        return replay.snapshot(self.workbench, self.queue.candidates, self.queue.last_asked, self.tracker.unsent)
 
     # -- admission ------------------------------------------------------------------------------------------------
 
@@ -268,7 +269,7 @@ class Worker:
             trial.samples = pack.samples(asked.number)
         self.slots.put(trial)
         if candidate.ended is None:
-            self._start_run(trial)
+            self._start_run(trial, candidate)
             self.tracker.log(asked.number, before, 0)
             self.progress.trial_started(asked.number, asked.params, pack.max_steps(asked.number))
 
@@ -290,7 +291,7 @@ class Worker:
             pack.evict(number)
             raise error if isinstance(error, TrialFailed) else NoRun(str(error)) from error
 
-    def _start_run(self, trial: RunningTrial) -> None:
+    def _start_run(self, trial: RunningTrial, candidate: Candidate) -> None:
         from lorasweep.provenance import gather
 
         number, config = trial.asked.number, trial.config
@@ -300,8 +301,12 @@ class Worker:
         if (origin := self.study.cloned_from(number)) is not None:
             facts["lorasweep.clone_of"] = str(origin)
         yaml, counts = compose.to_yaml(config), trial.pack.counts(number)
+        noted = self.study.run_id(number) if self.study.folders.shared else None
+        left = candidate.saved.unsent if candidate.saved is not None else []
         try:
-            trial.run_id = self.tracker.start_trial(number, config, yaml, trial.asked.params, facts, data, counts)
+            trial.run_id = self.tracker.start_trial(
+                number, config, yaml, trial.asked.params, facts, data, counts, noted, left
+            )
         except StorageError as error:
             if full_disk_in(error):
                 raise

@@ -48,6 +48,7 @@ class Outcomes:
         self.study, self.tracker, self.progress = study, tracker, progress
         self.slots, self.leases, self.post, self.rows_id = slots, leases, post, rows_id
         self.failures = Streak(study.name, study.config.sweep.max_failures)
+        self.goes_on: Callable[[], bool] = lambda: True  # False: whoever waits here should give up
 
     def handle(self, event: Any) -> None:
         """One event of a pack.
@@ -144,12 +145,16 @@ class Outcomes:
     # -- ends -------------------------------------------------------------------------------------------------------
 
     def _end(self, record: TrialRecord, artifacts: dict[str, Path], answered: Results | None = None) -> None:
-        if not self.post.alone and not self.leases.holds(record.trial):
+        if not self._ours(record.trial):
             self.let_go(record.trial)
             return
         if answered is not None:
             results.write(results.place_of(self.study.files), record.trial, answered)
-        self.tracker.finish_trial(record.trial, record, artifacts)
+        if not self.tracker.finish_trial(
+            record.trial, record, artifacts, lambda: self._ours(record.trial), self.goes_on
+        ):
+            self.let_go(record.trial)
+            return
         failpoints.reach("run-ended")
         if record.state is TrialState.COMPLETE and record.value is not None and math.isfinite(record.value):
             self.study.complete(record.trial, record.value, record)
@@ -161,6 +166,9 @@ class Outcomes:
         self.failures.note(record)
         self.slots.release(record.trial)
         self.progress.trial_ended(record)
+
+    def _ours(self, number: int) -> bool:
+        return self.post.alone or self.leases.holds(number)
 
     def _end_with_adapter(self, trial: RunningTrial, record: TrialRecord) -> None:
         answered = self._answered(trial, record)
@@ -195,7 +203,8 @@ class Outcomes:
         reason = str(error) if isinstance(error, TrialFailed) else f"config: {error}"
         record = TrialRecord(trial=asked.number, state=TrialState.FAILED, params=asked.params, reason=reason)
         try:
-            record.run_id = self.tracker.start_failed(asked.number, asked.params)
+            noted = self.study.run_id(asked.number) if self.study.folders.shared else None
+            record.run_id = self.tracker.start_failed(asked.number, asked.params, noted)
         except StorageError as trouble:
             if full_disk_in(trouble):
                 raise

@@ -12,8 +12,8 @@ Neighbours: `checkpoint` (files), `training.snapshot`, `search.study`; `worker` 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from lorasweep.config import compose
@@ -32,10 +32,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SavedTrial:
-    """A trial as `Pack.state` gave it: tensors by name, and JSON types."""
+    """A trial as `Pack.state` gave it: tensors by name, and JSON types. `unsent`: metrics that MLflow may not have, as
+    `Tracker.unsent` gave them."""
 
     tensors: dict[str, torch.Tensor]
     fields: dict[str, Any]
+    unsent: list[Any] = field(default_factory=list)
+
+    def to_json(self, number: int) -> dict[str, Any]:
+        """What a checkpoint holds of it beside its tensors."""
+        return {"number": number, "fields": self.fields, **({"unsent": self.unsent} if self.unsent else {})}
 
 
 @dataclass(frozen=True)
@@ -59,16 +65,20 @@ class Recovered:
 
 
 def snapshot(
-    workbench: Workbench, queue: Iterable[Candidate], last_asked: int
+    workbench: Workbench,
+    queue: Iterable[Candidate],
+    last_asked: int,
+    unsent: Callable[[int], list[Any]] = lambda number: [],
 ) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """All that the next process needs, as JSON types and tensors. `queue`: trials that wait for a slot."""
+    """All that the next process needs, as JSON types and tensors. `queue`: trials that wait for a slot; `unsent`: what
+    of a trial's metrics another host needs."""
     from lorasweep.training.snapshot import shape_of
 
     saved, waiting = {}, []
     for _, pack in workbench.packs:
         for number in pack.active:
             if pack.has_begun(number):
-                saved[number] = SavedTrial(*pack.state(number))
+                saved[number] = SavedTrial(*pack.state(number), unsent(number))
             else:
                 waiting.append(number)
     for candidate in queue:
@@ -80,7 +90,7 @@ def snapshot(
         "slots": workbench.slots,
         "last_asked": last_asked,
         "packs": [{"config": asdict(config), "shape": shape_of(pack)} for config, pack in workbench.packs],
-        "trials": [{"number": number, "fields": trial.fields} for number, trial in saved.items()],
+        "trials": [trial.to_json(number) for number, trial in saved.items()],
         "waiting": waiting,
     }
     tensors = {f"{number}.{name}": t for number, trial in saved.items() for name, t in trial.tensors.items()}
@@ -135,7 +145,7 @@ def saved_in(checkpoint: Checkpoint | None, number: int) -> SavedTrial | None:
             prefix = f"{number}."
             named = checkpoint.tensors.items() if checkpoint is not None else ()
             own = {name.removeprefix(prefix): tensor for name, tensor in named if name.startswith(prefix)}
-            return SavedTrial(own, trial["fields"])
+            return SavedTrial(own, trial["fields"], trial.get("unsent", []))
     return None
 
 
