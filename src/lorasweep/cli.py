@@ -100,6 +100,7 @@ def build_parser() -> argparse.ArgumentParser:
     resume.add_argument("name")
     for starts in (sweep, resume):
         starts.add_argument("--join", action="store_true", help="work on it beside the processes that do already")
+        starts.add_argument("--detach", action="store_true", help="with launcher=ray: leave once its workers train")
     command("train", _train, "train one trial, tracked like a sweep's")
     plan = command("plan", _plan, "show what a sweep would run: space, slots, memory, samples; trains nothing")
     plan.add_argument("name")
@@ -200,15 +201,19 @@ def _print_json(document: dict[str, Any]) -> None:
 def _sweep(arguments: argparse.Namespace, overrides: list[str]) -> int:
     from lorasweep import sweep
 
-    return _show_outcome(
-        arguments, sweep.start(arguments.name, overrides, arguments.json, arguments.join, arguments.fork)
+    outcome = sweep.start(
+        arguments.name, overrides, arguments.json, arguments.join, arguments.fork, detach=arguments.detach
     )
+    return _show_outcome(arguments, outcome)
 
 
 def _resume(arguments: argparse.Namespace, overrides: list[str]) -> int:
     from lorasweep import sweep
 
-    return _show_outcome(arguments, sweep.resume(arguments.name, overrides, quiet=arguments.json, join=arguments.join))
+    outcome = sweep.resume(
+        arguments.name, overrides, quiet=arguments.json, join=arguments.join, detach=arguments.detach
+    )
+    return _show_outcome(arguments, outcome)
 
 
 def _train(arguments: argparse.Namespace, overrides: list[str]) -> int:
@@ -224,7 +229,7 @@ def _show_outcome(arguments: argparse.Namespace, outcome: Any) -> int:
         _print_json(outcome.to_json())
     else:
         sweep.show_outcome(outcome)
-    return 0 if outcome.best is not None else 1
+    return 0 if outcome.best is not None or outcome.detached else 1
 
 
 def _plan(arguments: argparse.Namespace, overrides: list[str]) -> int:

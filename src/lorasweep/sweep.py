@@ -18,10 +18,9 @@ from lorasweep.config import address, compose
 from lorasweep.config.home import Folders, Home
 from lorasweep.config.schema import GROUPS, TRIAL_GROUPS, Config
 from lorasweep.depot import check_files
-from lorasweep.errors import LorasweepError
-from lorasweep.launchers import local, oversight
-from lorasweep.launchers.orders import Orders
-from lorasweep.launchers.places import Place
+from lorasweep.errors import LorasweepError, UsageError
+from lorasweep.launchers import launch
+from lorasweep.launchers.oversight import Crew
 from lorasweep.leaderboard import board as leaderboard
 from lorasweep.posts import Post
 from lorasweep.prechecks import (
@@ -57,6 +56,7 @@ class Outcome:
     train_samples: int
     slots: int
     nothing_to_do: bool = False
+    detached: bool = False  # workers train on without this command
     stopped: str | None = None  # which budget ended the search; None for single trials
 
     def to_json(self) -> dict[str, Any]:
@@ -69,12 +69,20 @@ class Outcome:
             "train_samples": self.train_samples,
             "slots": self.slots,
             "stopped": self.stopped,
+            **({"detached": True} if self.detached else {}),
         }
 
 
-def start(name: str, overrides: list[str], quiet: bool = False, join: bool = False, fork: str | None = None) -> Outcome:
+def start(
+    name: str,
+    overrides: list[str],
+    quiet: bool = False,
+    join: bool = False,
+    fork: str | None = None,
+    detach: bool = False,
+) -> Outcome:
     """Start sweeps/NAME.yaml, or continue it where it stopped. `join`: beside other processes that work on it. `fork`:
-    go on with changes as a new sweep of this name.
+    go on with changes as a new sweep of this name. `detach`: return once workers train, on a cluster that outlives us.
 
     Raises:
         ConfigError, DataError, ModelError: before anything is stored.
@@ -87,7 +95,7 @@ def start(name: str, overrides: list[str], quiet: bool = False, join: bool = Fal
     if fork is not None:
         overrides = forking.overrides_of(fork, config, overrides, _identity_of(config, home), home)
         config = compose.compose(overrides, sweep=name, home=home)
-    return _run(name, config, overrides, home, quiet, join)
+    return _run(name, config, overrides, home, quiet, join, detach)
 
 
 def _identity_of(config: Config, home: Home) -> dict[str, Any]:
@@ -95,8 +103,9 @@ def _identity_of(config: Config, home: Home) -> dict[str, Any]:
     return identify(config, parse_space(config.sweep.space, config), workbench)
 
 
-def resume(name: str, overrides: list[str], quiet: bool = False, join: bool = False) -> Outcome:
-    """Continue a sweep with the overrides it was started with, then `overrides`. `join`: as `start`.
+def resume(name: str, overrides: list[str], quiet: bool = False, join: bool = False, detach: bool = False) -> Outcome:
+    """Continue a sweep with the overrides it was started with, then `overrides`. `join`, `detach`: as `start`. Where
+    detached workers train, watch them.
 
     Raises:
         UsageError: there is nothing of this name to resume.
@@ -116,26 +125,29 @@ def resume(name: str, overrides: list[str], quiet: bool = False, join: bool = Fa
             return _train(study, waiting, overrides, workbench, home, post, quiet)
     merged = [*study.overrides, *overrides]
     config = compose.compose(merged, sweep=study.sweep_file, home=home)
-    return _run(study.sweep_file, config, merged, home, quiet, join)
+    return _run(study.sweep_file, config, merged, home, quiet, join, detach)
 
 
-def _run(name: str, config: Config, overrides: list[str], home: Home, quiet: bool, join: bool) -> Outcome:
+def _run(name: str, config: Config, overrides: list[str], home: Home, quiet: bool, join: bool, detach: bool) -> Outcome:
     started = time.monotonic()
     folders = home.folders(config.tracking)
     exists = config.sweep.name in SweepStudy.names(folders)
-    if not (exists and SweepStudy.load(folders, config.sweep.name).closed):
+    closed = exists and SweepStudy.load(folders, config.sweep.name).closed
+    if not closed:
         check_server(folders)
     space = parse_space(config.sweep.space, config)
     check_overrides(space, overrides)
     trials = [compose.compose_trial(overrides, name, point, home) for point in probe_points(space, config)]
     prepare(config.launcher)  # packs count threads as they are made
-    places = local.places_of(config.launcher) if config.launcher.workers > 1 else []
     workbench = Workbench(folders, config.sweep.objective, given_slots(config) or 1)
     if config.pruner.kind != "none":
         check_rungs(trials, workbench)
     identity = identify(config, space, workbench)
     with ExitStack() as stack:
         door = stack.enter_context(ExitStack())  # held by this process until workers of their own stand there
+        place = None if closed else stack.enter_context(launch.place_of(config, folders, home, detach))
+        if (crew := launch.there(place, config.sweep.name) if exists else None) is not None:
+            return _watch(SweepStudy.load(folders, config.sweep.name), crew, config, quiet, started)
         if exists:
             post = door.enter_context(posts.enter(folders, config.sweep.name, join))
             study = SweepStudy.open(folders, config, space, identity, overrides, sweep_file=name)
@@ -145,32 +157,70 @@ def _run(name: str, config: Config, overrides: list[str], home: Home, quiet: boo
                 post.checkpoints.clear()  # a kill may have come before its worker could
                 closing.close_what_is_open(study, post)
                 return _outcome(study, workbench.slots, 0.0, nothing_to_do=True)
-        first = {**probe_points(space, config)[0], **(config.sweep.enqueue or [{}])[0]}
+        if closed:  # its budget has grown
+            place = stack.enter_context(launch.place_of(config, folders, home, detach))
         progress, tally = stack.enter_context(_view(config, quiet))
         progress.note(f"loading {config.model.name or config.model.path} and {workbench.data(config).source}")
-        trial = compose.compose_trial(overrides, name, first, home)
-        check_adapters(probe_points(space, config), trials, trial, workbench)
-        check_trainable(trial, workbench)
-        if given_slots(config) is None and not (exists and study.slots is not None):
-            settle_slots(workbench, trial, [trial, *trials])
+        point = {**probe_points(space, config)[0], **(config.sweep.enqueue or [{}])[0]}
+        first = compose.compose_trial(overrides, name, point, home)
+        known = exists and study.slots is not None
+        slots = _check_by_loading(config, probe_points(space, config), trials, first, workbench, known)
         if not exists:
             post = door.enter_context(posts.enter(folders, config.sweep.name, join))
             study = SweepStudy.open(folders, config, space, identity, overrides, sweep_file=name)
         else:
-            done = [record for record in study.records() if record.state != "running"]
-            for record in done:
-                tally.end(record)
-            tally.ended_before = tally.ended
-            progress.note(f"continuing {config.sweep.name}: {len(done)} of {config.sweep.trials} trials are done")
-        study.keep_slots(workbench.slots)
-        for earlier, count in study.seeded_from.items():
-            progress.note(f"the sampler starts from {count} trials of sweep {earlier}")
-        if places:
-            workbench.release()
-            _launch_crew(study, workbench, progress, door, places)
-        else:
+            _count_done(study, tally, progress)
+        if slots is not None:
+            study.keep_slots(slots)
+        _note_seeds(study, progress)
+        if place is None:
             _launch(study, config, overrides, workbench, home, progress, post)
-    return _outcome(study, workbench.slots, time.monotonic() - started)
+        else:
+            workbench.release()
+            launch.launch(study, workbench.folders, place, slots, progress, door, detach)
+    return _outcome(study, workbench.slots, time.monotonic() - started, detached=detach)
+
+
+def _check_by_loading(
+    config: Config,
+    points: list[dict[str, Any]],
+    trials: list[Config],
+    first: Config,
+    workbench: Workbench,
+    slots_known: bool,
+) -> int | None:
+    """What shows once bases are loaded; returns the slots of each worker, None where each finds its own."""
+    on_cluster = config.launcher.kind == "ray"
+    for trial in (first, *trials) if on_cluster else ():
+        trial.launcher.device = "auto"  # what is checked here trains elsewhere
+    check_adapters(points, trials, first, workbench)
+    check_trainable(first, workbench)
+    if on_cluster:
+        return given_slots(config)
+    if given_slots(config) is None and not slots_known:
+        settle_slots(workbench, first, [first, *trials])
+    return workbench.slots
+
+
+def _watch(study: SweepStudy, crew: Crew, config: Config, quiet: bool, started: float) -> Outcome:
+    """Watch the workers that an earlier command left."""
+    with _view(config, quiet) as (progress, tally):
+        _count_done(study, tally, progress)
+        launch.watch(study, crew, progress)
+    return _outcome(study, study.slots or 1, time.monotonic() - started)
+
+
+def _note_seeds(study: SweepStudy, progress: Progress) -> None:
+    for earlier, count in study.seeded_from.items():
+        progress.note(f"the sampler starts from {count} trials of sweep {earlier}")
+
+
+def _count_done(study: SweepStudy, tally: live.Tally, progress: Progress) -> None:
+    done = [record for record in study.records() if record.state != "running"]
+    for record in done:
+        tally.end(record)
+    tally.ended_before = tally.ended
+    progress.note(f"continuing {study.name}: {len(done)} of {tally.total} trials are done")
 
 
 def train(overrides: list[str], quiet: bool = False) -> Outcome:
@@ -181,6 +231,8 @@ def train(overrides: list[str], quiet: bool = False) -> Outcome:
     """
     home, overrides = Home.find(), address.without_logins(overrides)
     config = compose.compose(overrides, home=home)
+    if config.launcher.kind == "ray":
+        raise UsageError("`launcher=ray` is for sweeps: one trial trains in this process; use launcher=local")
     config.sweep.name = config.sweep.name or TRAIN
     config.sweep.space, config.sweep.enqueue = {}, []
     settings = [word for word in overrides if _group_of(word) in NEVER_A_TRIALS]
@@ -271,43 +323,9 @@ def _launch(
     tracker.close()
 
 
-def _launch_crew(
-    study: SweepStudy, workbench: Workbench, progress: Progress, door: ExitStack, places: list[Place]
-) -> None:
-    """Train in processes of their own and watch them. `door` holds the post of this process, which they need."""
-    from lorasweep.tracking.tracker import Tracker
-
-    config, folders = study.config, workbench.folders
-    places = places[: max(1, _trials_to_train(study))]
-    tracker = Tracker(folders, study.name)
-    try:
-        tracker.open_sweep(config, compose.to_yaml(config), list(config.sweep.space))
-        orders = Orders(
-            study.name, 0, str(folders.tracking), folders.server, folders.studies, folders.files, workbench.slots
-        )
-        progress.note(local.describe(places, config.launcher, workbench.slots))
-        door.close()
-        oversight.oversee(local.Processes(orders, places), study, progress)
-        with posts.enter(folders, study.name, join=True) as post:
-            if study.counts()["running"]:
-                progress.note("other processes train on; the last one writes the summary and the report")
-            else:
-                tracker.take_up_ends()
-                closing.close(study, tracker, post)
-    except Exception:  # as in `_launch`
-        with suppress(LorasweepError, OSError):
-            tracker.close()
-        raise
-    tracker.close()
-
-
-def _trials_to_train(study: SweepStudy) -> int:
-    """How many trials a sweep has before it at most, those of its finalists too: more workers than that would wait."""
-    finals = study.config.sweep.finalists
-    return study.remaining() + study.counts()["running"] + finals.top * finals.seeds
-
-
-def _outcome(study: SweepStudy, slots: int, wall_seconds: float, nothing_to_do: bool = False) -> Outcome:
+def _outcome(
+    study: SweepStudy, slots: int, wall_seconds: float, nothing_to_do: bool = False, detached: bool = False
+) -> Outcome:
     board = leaderboard.Leaderboard.of(study)
     return Outcome(
         board=board,
@@ -317,6 +335,7 @@ def _outcome(study: SweepStudy, slots: int, wall_seconds: float, nothing_to_do: 
         train_samples=sum(row["samples"] for row in board.rows),
         slots=slots,
         nothing_to_do=nothing_to_do,
+        detached=detached,
         stopped=study.stop_reason() if study.space is not None else None,
     )
 
@@ -342,6 +361,11 @@ def show_outcome(outcome: Outcome) -> None:
     from lorasweep.live import format_seconds
 
     name = outcome.board.sweep
+    if outcome.detached:
+        print(f"Sweep {name} trains on without this command.")
+        print(f"Look:  lorasweep workers {name}   |   lorasweep leaderboard {name}")
+        print(f"       lorasweep resume {name} watches it to its end, lorasweep pause {name} lets its workers leave")
+        return
     leaderboard.show(outcome.board)
     counts = ", ".join(f"{count} {state}" for state, count in outcome.counts.items() if count)
     if outcome.nothing_to_do:

@@ -80,6 +80,11 @@ class Teller(logging.Handler):
             self._news.notes.clear()
             return taken
 
+    def count(self) -> int:
+        """How many trials have ended here."""
+        with self._changing:
+            return self._news.ended
+
     def note(self, text: str) -> None:
         """See `Progress`."""
         with self._changing:

@@ -17,7 +17,8 @@ from lorasweep.config.home import Folders
 class Orders:
     """`slots` None: as many as fit where it runs. `threads`: CPU threads, None: all cores that it may use; `cores`:
     those that it may use, empty: all. `device` says in words what it has, for people. `closes`: the last worker to end
-    writes summary and report, because no command waits for it."""
+    writes summary and report, because no command waits for it. `tracking` empty: a folder of the worker's node.
+    `home`: the command's folder of conf/ and sweeps/, if this machine has it; `shipped`: they were sent along."""
 
     sweep: str
     index: int
@@ -30,6 +31,8 @@ class Orders:
     cores: list[int] = field(default_factory=list)
     device: str = ""
     closes: bool = False
+    home: str = ""
+    shipped: bool = False
 
     @property
     def folders(self) -> Folders:

@@ -29,12 +29,13 @@ LOOK_SHARE = 0.05  # of the command's time at most
 
 @dataclass
 class Look:
-    """What a crew says of itself: news by worker, notes of the crew, whether all of it has ended, and why one could not
-    go on."""
+    """What a crew says of itself: news by worker, notes of the crew, whether all of it has ended, how many train, and
+    why one could not go on."""
 
     news: list[News] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     over: bool = False
+    at_work: int = 0
     troubles: list[Trouble] = field(default_factory=list)
 
 
@@ -51,8 +52,9 @@ class Crew(Protocol):
         """End at once what still runs; harmless where nothing does."""
 
 
-def oversee(crew: Crew, study: SweepStudy, progress: Progress) -> None:
-    """Watch until all workers have ended. The first Ctrl-C or SIGTERM lets them save and leave, the second kills them.
+def oversee(crew: Crew, study: SweepStudy, progress: Progress, until_at_work: bool = False) -> None:
+    """Watch until all workers have ended; with `until_at_work` until one trains, and leave them to it. The first
+    Ctrl-C or SIGTERM lets them save and leave, the second kills them.
 
     Raises:
         Interrupted: they were asked to leave; all is saved.
@@ -60,7 +62,7 @@ def oversee(crew: Crew, study: SweepStudy, progress: Progress) -> None:
     """
     view, stop, asked = View(study, progress), threading.Event(), False
     trouble: Trouble | None = None
-    paused = False
+    paused = leave = False
     try:
         with stop_on_signals(stop):
             while True:
@@ -73,6 +75,9 @@ def oversee(crew: Crew, study: SweepStudy, progress: Progress) -> None:
                     trouble = trouble or (None if one.is_interruption else one)
                 if look.over:
                     break
+                if until_at_work and look.at_work and not asked and trouble is None:
+                    leave = True
+                    break
                 paused = paused or view.pause_asked
                 if not asked and (stop.is_set() or paused or trouble is not None):
                     asked = True
@@ -81,7 +86,8 @@ def oversee(crew: Crew, study: SweepStudy, progress: Progress) -> None:
                 time.sleep(TURN_SECONDS)
         view.look([], last=True)
     finally:
-        crew.kill()
+        if not leave:
+            crew.kill()
     if trouble is not None:
         raise trouble.error()
     if asked or paused:
