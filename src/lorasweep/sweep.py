@@ -123,7 +123,9 @@ def resume(name: str, overrides: list[str], quiet: bool = False, join: bool = Fa
                 closing.close_what_is_open(study, post)
                 return _outcome(study, 1, 0.0, nothing_to_do=True)
             return _train(study, waiting, overrides, workbench, home, post, quiet)
-    merged = [*study.overrides, *overrides]
+    given = compose.parse_overrides(overrides)
+    kept = [word for word in study.overrides if not compose.parse_overrides([word]).keys() & given.keys()]
+    merged = [*kept, *overrides]
     config = compose.compose(merged, sweep=study.sweep_file, home=home)
     return _run(study.sweep_file, config, merged, home, quiet, join, detach)
 

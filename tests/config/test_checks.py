@@ -121,6 +121,8 @@ CROSS = [
     ({"launcher.slots": "many"}, "`launcher.slots` must be auto or an integer > 0, got 'many'"),
     ({"launcher.slots": True}, "`launcher.slots` must be"),
     ({"launcher.slots": 2.0}, "`launcher.slots` must be"),
+    ({"launcher.resources": ["a100"]}, "`launcher.resources` must be amounts > 0 by name, such as {a100: 1}"),
+    ({"launcher.resources": {"a100": 0}}, "`launcher.resources` must be amounts > 0"),
     ({"launcher.device": "gpu"}, "`launcher.device` must be auto, cpu, cuda or cuda:N, got 'gpu'"),
     ({"launcher.device": "cuda:x"}, "`launcher.device` must be"),
     ({"adapter.targets": "q_proj"}, r"`adapter.targets` must be all-linear or a list.*\[q_proj,v_proj\]"),
@@ -150,6 +152,7 @@ def test_rules_across_fields(changes: dict[str, Any], message: str) -> None:
 
 FINE: list[dict[str, Any]] = [
     {"launcher.slots": 4},
+    {"launcher.resources": {"a100": 0.5, "ssd": 2}},
     {"launcher.device": "cuda:1"},
     {"adapter.layers": 2},
     {"adapter.layers": [0, 3]},

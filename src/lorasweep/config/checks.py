@@ -98,6 +98,10 @@ def _cross_problems(config: Config) -> Iterator[str]:
     slots = config.launcher.slots
     if slots != "auto" and (not isinstance(slots, int) or isinstance(slots, bool) or slots < 1):
         yield f"`launcher.slots` must be auto or an integer > 0, got {slots!r}"
+    resources = config.launcher.resources
+    amounts = list((resources or {}).values()) if isinstance(resources, dict | None) else [None]
+    if not all(isinstance(amount, int | float) and amount > 0 for amount in amounts):
+        yield f"`launcher.resources` must be amounts > 0 by name, such as {{a100: 1}}, got {resources!r}"
 
 
 def _address_problems(config: Config) -> Iterator[str]:

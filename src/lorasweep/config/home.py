@@ -60,6 +60,8 @@ class Home:
             raise UsageError(
                 f"LORASWEEP_HOME={named} is no folder; name the one that holds conf/, sweeps/ and mlruns/, or unset it"
             )
+        if not (shipped / "conf").is_dir():  # our code alone was sent to this machine, and all of conf/ to its home
+            shipped = root
         return Home(root, shipped)
 
     def tracking_dir(self, tracking: TrackingConfig) -> Path:

@@ -36,7 +36,9 @@ class LauncherConfig:
     )
     cpus: float = option(1.0, "ray: cores that a worker reserves, fractions too", at_least=0)
     gpus: float = option(0.0, "ray: GPUs that a worker reserves, fractions too", at_least=0)
-    resources: dict[str, float] = option({}, "ray: custom resources that a worker reserves, name -> amount")
+    resources: Any = option(
+        None, "ray: custom resources that a worker reserves, by name: launcher.resources={a100: 1, ssd: 0.5}"
+    )
     ship: bool = option(
         True, "ray: send lorasweep's code, conf/ and sweeps/ to the nodes; false: they are installed there"
     )

@@ -21,6 +21,7 @@ from lorasweep.errors import LorasweepError
 from lorasweep.launchers.news import Teller, Trouble
 from lorasweep.launchers.orders import Orders
 
+TELL_SECONDS = 15.0  # that one which nobody waits for stays to say how it ended
 DEATHS_BORNE = 3  # unexpected errors in a row, with no trial ended in between
 SCRATCH = "LORASWEEP_SCRATCH"  # a node's folder for spool and cache
 
@@ -36,15 +37,17 @@ class Actor:
         self.orders = replace(orders, tracking=orders.tracking or str(scratch_of(orders)))
         self.state = "starting"
         self.trouble: Trouble | None = None
-        self._teller, self._stop = Teller(), threading.Event()
+        self._teller, self._stop, self._told = Teller(), threading.Event(), threading.Event()
         threading.Thread(target=self._run, name="lorasweep worker", daemon=True).start()
 
     def status(self) -> dict[str, Any]:
         """JSON types: `state` (starting, working, done or failed), who this is, news, and the trouble that ended it."""
         news = self._teller.take()
-        working = self.state == "starting" and (news.trials or news.ended)
+        state = self.state
+        if state in ("done", "failed"):
+            self._told.set()
         return {
-            "state": "working" if working else self.state,
+            "state": "working" if state == "starting" and (news.trials or news.ended) else state,
             "pid": os.getpid(),
             "host": socket.gethostname(),
             "node": self.node(),
@@ -88,6 +91,7 @@ class Actor:
                 self._teller.note(f"worker {self.orders.index} failed ({type(error).__name__}: {error}); it goes on")
         self.state = "done" if self.trouble is None else "failed"
         if self.orders.closes:
+            self._told.wait(TELL_SECONDS)
             self.leave()
 
 

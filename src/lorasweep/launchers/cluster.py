@@ -33,7 +33,7 @@ class Node:
 
 def wants(launcher: LauncherConfig) -> dict[str, float]:
     """What one worker asks for, by Ray's names."""
-    asked = {"CPU": launcher.cpus, "GPU": launcher.gpus, **launcher.resources}
+    asked = {"CPU": launcher.cpus, "GPU": launcher.gpus, **(launcher.resources or {})}
     return {name: amount for name, amount in asked.items() if amount > 0}
 
 

@@ -62,7 +62,8 @@ class OnRay:
         from lorasweep.launchers import ray as on_ray
 
         self.launcher, self.folders, self.home, self.detach, self._ray = launcher, folders, home, detach, on_ray
-        self.own = on_ray.connect(launcher.address)
+        with shipment(home) if launcher.ship else no_shipment() as sent:
+            self.own = on_ray.connect(launcher.address, sent)
         try:
             if self.own and detach:
                 raise UsageError(
@@ -98,8 +99,7 @@ class OnRay:
             tracking="" if self.folders.shared else orders.tracking,
             threads=threads, closes=self.detach, home=str(self.home.root), shipped=ships, device=words,
         )  # fmt: skip
-        with shipment(self.home) if ships else no_shipment() as runtime_env:
-            return self._ray.Actors.start(self.launcher, orders, count, runtime_env)
+        return self._ray.Actors.start(self.launcher, orders, count)
 
     def close(self) -> None:
         """Leave the cluster."""

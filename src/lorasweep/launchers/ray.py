@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from lorasweep.config.schema import LauncherConfig
     from lorasweep.launchers.orders import Orders
 
+AUTH_WORDS = ("InvalidAuthToken", "Unauthenticated", "AuthenticationError")  # of Ray, in its text alone
 JOIN_SECONDS = 45.0
 STORE_BYTES = 80 << 20  # Ray's least: nothing of ours goes through its object store
 QUIETLY: dict[str, Any] = {"namespace": NAMESPACE, "log_to_driver": False, "logging_level": "ERROR"}
@@ -72,24 +73,25 @@ class _Hand:
 class Actors:
     """The workers of one sweep as actors; see `oversight.Crew`."""
 
-    def __init__(self, launcher: LauncherConfig, sweep: str, handles: dict[int, Any], detached: bool):
+    def __init__(self, launcher: LauncherConfig, sweep: str, handles: dict[int, Any], detached: bool = False):
         self.launcher, self.sweep, self.detached = launcher, sweep, detached
         now = time.monotonic()
         self.hands = [_Hand(index, handle, silent_since=now) for index, handle in sorted(handles.items())]
+        self.found = False  # not started by this command
         self.stopping_since: float | None = None
         self._noted: set[str] = set()
         self._ran = False
 
     @classmethod
-    def start(cls, launcher: LauncherConfig, orders: Orders, count: int, runtime_env: dict[str, Any] | None) -> Actors:
+    def start(cls, launcher: LauncherConfig, orders: Orders, count: int) -> Actors:
         """Ask for so many actors; `orders` are those of the first. With `orders.closes` they outlive this command."""
         kind = ray.remote(RayWorker)
         handles = {}
         for index in range(count):
             options: dict[str, Any] = {
                 "name": name_of(orders.sweep, index), "namespace": NAMESPACE, "max_restarts": -1, "max_concurrency": 8,
-                "num_cpus": launcher.cpus, "num_gpus": launcher.gpus, "resources": dict(launcher.resources) or None,
-                "lifetime": "detached" if orders.closes else None, "runtime_env": runtime_env,
+                "num_cpus": launcher.cpus, "num_gpus": launcher.gpus, "resources": launcher.resources or None,
+                "lifetime": "detached" if orders.closes else None,
             }  # fmt: skip
             handles[index] = kind.options(**options).remote(replace(orders, index=index).to_text())
         return cls(launcher, orders.sweep, handles, orders.closes)
@@ -103,7 +105,11 @@ class Actors:
             if named["namespace"] == NAMESPACE and of == sweep and index.isdigit():
                 with contextlib.suppress(ValueError):  # it ended just now
                     handles[int(index)] = ray.get_actor(named["name"], namespace=NAMESPACE)
-        return cls(launcher, sweep, handles, detached=True) if handles else None
+        if not handles:
+            return None
+        crew = cls(launcher, sweep, handles, detached=True)
+        crew.found = True
+        return crew
 
     @property
     def at_work(self) -> int:
@@ -147,7 +153,8 @@ class Actors:
         if hand.refusals < REFUSALS_BORNE:  # a question may be lost with the process that Ray starts again
             return
         hand.state = "over"
-        if hand.told_to_stop or self.detached:  # it ended by itself; the study says what it has left
+        ends_alone = self.found or (self.detached and hand.pid is not None)  # then the study says what it has left
+        if hand.told_to_stop or ends_alone:
             return
         did = "lost" if hand.pid is not None else "could not start"
         words = f"Ray {did} worker {hand.index}: {last_line(error)}"
@@ -229,9 +236,9 @@ class Actors:
             ray.kill(hand.handle, no_restart=True)
 
 
-def connect(address: str) -> bool:
+def connect(address: str, sent: dict[str, Any] | None) -> bool:
     """Join the cluster at this address, or with auto the one that there is, else start one on this machine; whether it
-    was started.
+    was started. `sent`: what Ray brings to the nodes of a cluster that is joined, a runtime_env.
 
     Raises:
         UsageError: an address that is none.
@@ -245,7 +252,7 @@ def connect(address: str) -> bool:
         check_address(given)
     try:
         with quiet():
-            _join(given or "auto")
+            _join(given or "auto", sent)
         return False
     except LorasweepError:
         raise
@@ -272,14 +279,14 @@ def _start_here() -> None:
             signal.signal(signal.SIGTERM, before)  # Ray's own would leave without a save
 
 
-def _join(address: str) -> None:
+def _join(address: str, sent: dict[str, Any] | None) -> None:
     """ray.init in a thread, because it waits for ever where something answers that is no Ray."""
     ended: dict[str, BaseException | None] = {}
     over, stay = threading.Event(), threading.Event()
 
     def run() -> None:
         try:
-            ray.init(address=address, **QUIETLY)
+            ray.init(address=address, runtime_env=sent, **QUIETLY)
             ended["error"] = None
         except BaseException as error:
             ended["error"] = error
@@ -298,11 +305,14 @@ def _join(address: str) -> None:
 
 def refusal(error: BaseException) -> str:
     """Why a cluster did not take us in, with the repair."""
-    if "auth" in f"{type(error).__name__}: {error}".lower():
-        return (
-            "refuses our token: set RAY_AUTH_MODE=token and the token that it was started with, in RAY_AUTH_TOKEN or "
-            "~/.ray/auth_token"
-        )
+    cause: BaseException | None = error
+    while cause is not None:
+        if any(word in f"{type(cause).__name__}: {cause}" for word in AUTH_WORDS):
+            return (
+                "refuses our token: set RAY_AUTH_MODE=token here, and in RAY_AUTH_TOKEN or ~/.ray/auth_token the token "
+                "that it was started with"
+            )
+        cause = cause.__cause__ or cause.__context__
     return f"cannot be joined: {first_line(error)}"
 
 
