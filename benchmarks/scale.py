@@ -220,8 +220,8 @@ def coordinate(place: Place, address: str, workers: int) -> None:
                     continue
                 started = time.perf_counter()
                 with post.asking():
-                    asked = None if study.budget_spent(0) else study.ask()
-                    if asked is not None:
+                    asked = study.ask(name)
+                    if asked is not None and not asked.claimed:
                         Leases(study._stored, name, study.config.launcher.heartbeat_seconds).claim(asked.number)
                 served.append(time.perf_counter() - started)
                 line.send((None, {}) if asked is None else (asked.number, asked.params))
@@ -272,7 +272,7 @@ def wait_for(paths: list[Path], children: list[BaseProcess]) -> None:
         time.sleep(0.05)
 
 
-def measure(place: Place, limit_seconds: float) -> dict[str, Any]:
+def measure(place: Place, server: Any, limit_seconds: float) -> dict[str, Any]:
     """Run one cell; its numbers."""
     run = place.run
     to_end(process(make_study, place), 120, "making the study")
@@ -286,9 +286,11 @@ def measure(place: Place, limit_seconds: float) -> dict[str, Any]:
         children = [*workers, *children]
         wait_for([place.folder / f"ready-{index}" for index in range(run.workers)], children)
         place.go.touch()
-        deadline = time.monotonic() + limit_seconds
+        deadline, connections, look = time.monotonic() + limit_seconds, 0, 0.0
         while any(child.is_alive() for child in workers) and time.monotonic() < deadline:
             time.sleep(0.1)
+            if server is not None and time.monotonic() > look:
+                connections, look = max(connections, connections_of(server, run.name)), time.monotonic() + 2
         timed_out = any(child.is_alive() for child in workers)
         place.stop.touch()
         for child in children:
@@ -297,7 +299,7 @@ def measure(place: Place, limit_seconds: float) -> dict[str, Any]:
     finally:
         end(children)
     to_end(process(count_states, place), 300, "reading the study")
-    return summary(place, timed_out, failed)
+    return {**summary(place, timed_out, failed), "connections": connections}
 
 
 def summary(place: Place, timed_out: bool, failed: int) -> dict[str, Any]:
@@ -377,6 +379,12 @@ def cpu_seconds_of(server: Any) -> float:
     return float(times.children_user + times.children_system)
 
 
+def connections_of(server: Any, database: str) -> int:
+    """That clients hold to this database now."""
+    query = f"select count(*) from pg_stat_activity where datname = '{database}'"
+    return int(server.execute(query, database="postgres")[0][0])
+
+
 def runs_of(settings: argparse.Namespace) -> list[Run]:
     def cell(sampler: str, trials: int, workers: int, way: str) -> Run:
         return Run(settings.storage, sampler, trials, workers, way, settings.train_seconds, settings.fsync)
@@ -392,22 +400,28 @@ def runs_of(settings: argparse.Namespace) -> list[Run]:
 
 
 def show(found: list[dict[str, Any]]) -> None:
+    """As Markdown: docs/scale.md holds it. CPU is that of workers, coordinator and server, a trial."""
     print(
-        f"\n{'storage':9}{'sampler':8}{'trials':>7}{'workers':>8}  {'way':12}{'asks/s':>8}{'ask ms':>9}{'p95':>9}"
-        f"{'held':>8}{'tell ms':>9}{'p95':>9}{'over':>6}{'lost':>6}{'double':>7}{'s':>8}"
+        "\n| storage | sampler | trials | workers | way | trials/s | ask ms (p95) | of it in the lock | tell ms (p95) "
+        "| CPU ms | connections | extra | lost | doubled | s |\n|" + "---|" * 15
     )
     for one in found:
-        ending = "  (ended by the limit)" if one["timed_out"] else ""
-        numbers = (
-            f"{one['asks_per_second']:8.1f}{one['ask_ms']:9.1f}{one['ask_p95_ms']:9.1f}{one['ask_held_ms']:8.1f}"
-            f"{one['tell_ms']:9.1f}{one['tell_p95_ms']:9.1f}"
-            if one["asks_per_second"]
-            else f"{'no trial ended':>51}"
-        )
-        print(
-            f"{one['storage']:9}{one['sampler']:8}{one['trials']:7}{one['workers']:8}  {one['way']:12}{numbers}"
-            f"{one['overshoot']:6}{one['lost'] + one['missing']:6}{one['doubled']:7}{one['seconds']:8.1f}{ending}"
-        )
+        cells = [one["storage"], one["sampler"], f"{one['trials']:,}", one["workers"], one["way"]]
+        if one["asks_per_second"]:
+            served = one["coordinator"] or {"cpu": 0.0, "serve_ms": one["ask_held_ms"]}
+            cpu = 1000 * (one["worker_cpu_seconds"] + served["cpu"] + one["server_cpu_seconds"]) / one["trials"]
+            cells += [
+                f"{one['asks_per_second']:.1f}",
+                f"{one['ask_ms']:.0f} ({one['ask_p95_ms']:.0f})",
+                f"{served['serve_ms']:.0f}",
+                f"{one['tell_ms']:.0f} ({one['tell_p95_ms']:.0f})",
+                f"{cpu:.0f}",
+            ]
+        else:
+            cells += ["no trial ended", "", "", "", ""]
+        cells += [one["connections"], one["overshoot"], one["lost"] + one["missing"], one["doubled"]]
+        cells += [f"{one['seconds']:.0f}" + (", ended by the limit" if one["timed_out"] else "")]
+        print("| " + " | ".join(str(cell) for cell in cells) + " |")
 
 
 def arguments() -> argparse.Namespace:
@@ -444,7 +458,7 @@ def main() -> int:
                 folder = Path(tempfile.mkdtemp(prefix="lorasweep-scale-"))
                 studies, spent = None if server is None else server.make_database(run.name), cpu_seconds_of(server)
                 try:
-                    one = measure(Place(folder, studies, run), settings.limit_seconds)
+                    one = measure(Place(folder, studies, run), server, settings.limit_seconds)
                 finally:
                     shutil.rmtree(folder, ignore_errors=True)
                 one["server_cpu_seconds"] = round(cpu_seconds_of(server) - spent, 1)
