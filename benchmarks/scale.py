@@ -316,7 +316,7 @@ def summary(place: Place, timed_out: bool, failed: int) -> dict[str, Any]:
     coordinator = place.folder / "coordinator.json"
     served = json.loads(coordinator.read_text()) if coordinator.is_file() else None
     times = Counter(int(row[0]) for row in rows)
-    wall = max(row[5] for row in rows) - min(begun) if rows and begun else float("nan")
+    wall = max(row[5] for row in rows) - min(begun) if rows and begun else 0.0
     size = max(1, run.trials // PERIODS)
     periods = []
     for first in range(0, run.trials, size):

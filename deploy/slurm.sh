@@ -18,7 +18,8 @@
 #SBATCH --cpus-per-task=8
 #SBATCH --gpus-per-node=1
 #SBATCH --time=04:00:00
-# ten minutes before the end (USR1), and when SLURM wants the nodes back (TERM), this script saves
+# Ten minutes before the end this script alone is told, so that workers save while their Ray still lives. What SLURM ends
+# all at once (scancel, preemption) goes on from its last checkpoint: train.checkpoint_every_seconds.
 #SBATCH --signal=B:USR1@600
 #SBATCH --requeue
 #SBATCH --open-mode=append
@@ -44,10 +45,12 @@ if [[ -f $settings ]]; then
 fi
 
 # Only this job's processes may use its Ray: the nodes' network is everybody's.
-umask 077
 private=$HOME/.lorasweep/slurm-$SLURM_JOB_ID
-mkdir -p "$private"
-[[ -s $private/token ]] || od -An -N32 -tx1 /dev/urandom | tr -d ' \n' > "$private/token"
+(
+  umask 077
+  mkdir -p "$private"
+  [[ -s $private/token ]] || od -An -N32 -tx1 /dev/urandom | tr -d ' \n' > "$private/token"
+)
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$private/token
 
 mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")

@@ -50,6 +50,23 @@ def check_schema(document: Any, schema: Path) -> None:
     jsonschema.validate(document, json.loads(schema.read_text()))
 
 
+def test_the_page_about_scale_names_what_there_is() -> None:
+    from lorasweep.cli import build_parser
+    from lorasweep.config.explain import keys
+
+    page = (ROOT / "docs" / "scale.md").read_text() + (DEPLOY / "README.md").read_text()
+    for name in re.findall(r"`((?:deploy|benchmarks|docs)/[\w./-]+\w)", page):
+        assert (ROOT / name).exists() or name == "deploy/.env", name
+    for key in re.findall(r"\b((?:launcher|tracking|train|sweep|sampler)\.[a-z_]+)\b", page):
+        assert key in keys(), key
+    commands = build_parser().format_help()
+    for command in re.findall(r"`lorasweep ([a-z]+)\b", page):
+        assert re.search(rf"^ +{command}\b", commands, re.MULTILINE), command
+    read_by_us = (ROOT / "conf" / "tracking" / "server.yaml").read_text()
+    for variable in re.findall(r"LORASWEEP_(?:TRACKING_URI|STUDIES|FILES)", page):
+        assert f"${{oc.env:{variable}}}" in read_by_us
+
+
 # -- compose ----------------------------------------------------------------------------------------------------------
 
 
