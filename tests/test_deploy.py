@@ -307,6 +307,7 @@ if [[ $1 == start ]]; then exec sleep 600; fi
 printf 'lorasweep %s\\n' "$*" >> "$STAND_INS_LOG"
 [[ $SECRET_OF_THE_FILE == pa55 ]] || exit 9
 trap 'sleep 0.5; exit 130' TERM
+for _ in {1..100}; do [[ $(grep -c '^ray start' "$STAND_INS_LOG") == 2 ]] && break; sleep 0.1; done
 [[ ${2:-} == endless ]] || exit "${LORASWEEP_ENDS_WITH:-0}"
 while true; do sleep 0.1; done
 """,
