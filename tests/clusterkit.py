@@ -10,6 +10,7 @@ import functools
 import importlib.util
 import os
 import pwd
+import signal
 import subprocess
 import sys
 import tempfile
@@ -159,3 +160,75 @@ class ObjectStore:
 
     def close(self) -> None:
         stop(self.process)
+
+
+class Site:
+    """All that workers on many hosts share: studies and MLflow in PostgreSQL, an MLflow server, artifacts, checkpoints
+    and results in S3. What clients need of it stands in the environment while it lives."""
+
+    def __init__(self, folder: Path, database: Postgres):
+        self.folder, self.database = folder, database
+        folder.mkdir(parents=True, exist_ok=True)
+        self.store = ObjectStore(folder)
+        self.store.make_bucket("lorasweep")
+        name = f"site_{os.getpid()}_{self.store.port}"
+        self.studies, self.runs = database.make_database(name), database.make_database(f"{name}_mlflow")
+        self.port, self.log = free_port(), folder / "mlflow.log"
+        self.process: subprocess.Popen | None = None
+        self.start_mlflow()
+
+    @property
+    def uri(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def overrides(self) -> list[str]:
+        """What makes a sweep use it."""
+        return ["tracking=server"]
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What the words of `overrides` and the clients of the servers find in the environment."""
+        return {
+            **self.store.environment, "PGPASSWORD": SECRET, "LORASWEEP_TRACKING_URI": self.uri,
+            "LORASWEEP_STUDIES": self.studies, "LORASWEEP_FILES": "s3://lorasweep/files",
+        }  # fmt: skip
+
+    def start_mlflow(self) -> None:
+        """The same server each time: its port, database and artifacts stay."""
+        command = [
+            sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port), "--workers", "1",
+            "--backend-store-uri", self.runs.replace("postgresql://", "postgresql+psycopg://"),
+            "--artifacts-destination", "s3://lorasweep/artifacts",
+        ]  # fmt: skip
+        env = {**os.environ, **self.environment, "MLFLOW_DISABLE_TELEMETRY": "true"}
+        with self.log.open("ab") as out:
+            self.process = subprocess.Popen(
+                command, cwd=self.folder, env=env, stdout=out, stderr=out, start_new_session=True
+            )
+        wait_until_up(self.process, f"{self.uri}/health", self.log)
+
+    def kill_mlflow(self) -> None:
+        """At once, with its workers, as a crash would."""
+        if self.process is not None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait(20)
+            self.process = None
+
+    def close(self) -> None:
+        self.kill_mlflow()
+        self.store.close()
+
+
+@contextmanager
+def site(folder: Path, database: Postgres) -> Iterator[Site]:
+    """A running site; its environment is this process's while it lives."""
+    made = Site(folder, database)
+    before = {name: os.environ.get(name) for name in made.environment}
+    os.environ.update(made.environment)
+    try:
+        yield made
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None) if value is None else os.environ.update({name: value})
+        made.close()

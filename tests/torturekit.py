@@ -16,10 +16,13 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from lorasweep.config.home import Folders
 
 MINI = """# @package _global_
 defaults:
@@ -158,15 +161,25 @@ class Left:
     report: bool
 
 
-def left_by(home: Path, sweep: str = "mini", kind: str = "trial", database: Path | None = None) -> Left:
+Asks = Callable[[str], list[tuple]]  # a query of MLflow's database -> its rows
+
+
+def left_by(
+    home: Path,
+    sweep: str = "mini",
+    kind: str = "trial",
+    database: Path | None = None,
+    folders: Folders | None = None,
+    asks: Asks | None = None,
+) -> Left:
     """Read study, MLflow and what the kept checkpoints answered; of a sweep's trials, or of its finalists. `database`:
-    that of the server which keeps the runs; None: the home's own."""
+    that of the server which keeps the runs; None: the home's own. `folders`, `asks`: where studies and runs are in
+    PostgreSQL, the one and the other."""
     from lorasweep import results
-    from lorasweep.config.home import Folders
     from lorasweep.search.finals import FinalsStudy
     from lorasweep.search.study import SweepStudy
 
-    study = SweepStudy.load(Folders(home), sweep)
+    study = SweepStudy.load(folders or Folders(home), sweep)
     if kind == "finalist":
         study = FinalsStudy.of(study) or study
     records = study.records()
@@ -175,26 +188,33 @@ def left_by(home: Path, sweep: str = "mini", kind: str = "trial", database: Path
         answers = results.place_of(study.files)
         kept = results.name_of(number) in answers.names()
         trial["answers"] = hashlib.sha256(answers.read(results.name_of(number))).hexdigest() if kept else None
-    runs: dict[int, list[dict[str, Any]]] = {}
-    metrics: dict[int, dict[str, list[tuple[int, float]]]] = {}
-    with closing(sqlite3.connect(database or home / "mlflow.db")) as mlflow:
-        tags: dict[str, dict[str, str]] = {}
-        for run_id, key, value in mlflow.execute("select run_uuid, key, value from tags"):
-            tags.setdefault(run_id, {})[key] = value
-        for run_id, status in mlflow.execute("select run_uuid, status from runs"):
-            own = tags.get(run_id, {})
-            if own.get("lorasweep.sweep") == sweep and own["lorasweep.kind"] in (kind, "sweep"):
-                number = int(tags[run_id].get("lorasweep.trial", OWN))
-                run = {"id": run_id, "status": status, "state": tags[run_id]["lorasweep.state"]}
-                runs.setdefault(number, []).append(run)
-                rows = mlflow.execute(
-                    "select key, step, value from metrics where run_uuid = ? order by step, timestamp", (run_id,)
-                )
-                for key, step, value in rows:
-                    if key not in CLOCK_METRICS:
-                        metrics.setdefault(number, {}).setdefault(key, []).append((step, value))
+    if asks is not None:
+        runs, metrics = _runs_of(asks, sweep, kind)
+    else:
+        with closing(sqlite3.connect(database or home / "mlflow.db")) as mlflow:
+            runs, metrics = _runs_of(lambda query: mlflow.execute(query).fetchall(), sweep, kind)
     report = (home / "mlruns" / "lorasweep" / "sweeps" / sweep / "report.html").is_file()
     return Left(trials, runs, metrics, report)
+
+
+def _runs_of(
+    asks: Asks, sweep: str, kind: str
+) -> tuple[dict[int, list[dict[str, Any]]], dict[int, dict[str, list[tuple[int, float]]]]]:
+    runs: dict[int, list[dict[str, Any]]] = {}
+    metrics: dict[int, dict[str, list[tuple[int, float]]]] = {}
+    tags: dict[str, dict[str, str]] = {}
+    for run_id, key, value in asks("select run_uuid, key, value from tags"):
+        tags.setdefault(run_id, {})[key] = value
+    for run_id, status in asks("select run_uuid, status from runs"):
+        own = tags.get(run_id, {})
+        if own.get("lorasweep.sweep") == sweep and own["lorasweep.kind"] in (kind, "sweep"):
+            number = int(own.get("lorasweep.trial", OWN))
+            runs.setdefault(number, []).append({"id": run_id, "status": status, "state": own["lorasweep.state"]})
+            points = asks(f"select key, step, value from metrics where run_uuid = '{run_id}' order by step, timestamp")
+            for key, step, value in points:
+                if key not in CLOCK_METRICS:
+                    metrics.setdefault(number, {}).setdefault(key, []).append((step, value))
+    return runs, metrics
 
 
 def check_agreement(left: Left, trials: int) -> None:

@@ -99,7 +99,28 @@ def _storage(folders: Folders) -> list[Finding]:
         Finding("disk", free > LOW_DISK_BYTES, f"{free / 2**30:.1f} GiB free at {folder}", "free some disk space")
     )
     found.append(_server(folders) if folders.server else _database("tracking database", folders.mlflow_db))
-    return [*found, _database("study database", folders.study_db)]
+    found.append(_studies(folders) if folders.shared else _database("study database", folders.study_db))
+    return [*found, _files(folders)] if folders.files else found
+
+
+def _studies(folders: Folders) -> Finding:
+    from lorasweep.search.database import check
+
+    try:
+        check(folders)
+    except StorageError as error:
+        return Finding("study database", False, str(error), "start it, or mend `tracking.studies`")
+    return Finding("study database", True, str(folders.studies))
+
+
+def _files(folders: Folders) -> Finding:
+    from lorasweep.depot import check_files
+
+    try:
+        check_files(folders)
+    except StorageError as error:
+        return Finding("files", False, str(error), "mend `tracking.files`, or the login of the store")
+    return Finding("files", True, str(folders.files))
 
 
 def _server(folders: Folders) -> Finding:

@@ -58,6 +58,7 @@ class Outcome:
     nothing_to_do: bool = False
     detached: bool = False  # workers train on without this command
     stopped: str | None = None  # which budget ended the search; None for single trials
+    where: str = ""  # the overrides by which other commands find it
 
     def to_json(self) -> dict[str, Any]:
         """The document of `lorasweep sweep --json`."""
@@ -339,6 +340,7 @@ def _outcome(
         nothing_to_do=nothing_to_do,
         detached=detached,
         stopped=study.stop_reason() if study.space is not None else None,
+        where="".join(f" {word}" for word in study.overrides if compose.is_tracking(word)),
     )
 
 
@@ -380,4 +382,4 @@ def show_outcome(outcome: Outcome) -> None:
     if outcome.best is None:
         print("No trial is complete; the reasons stand in the table.")
     else:
-        print(f"Next:  lorasweep ui {name}   |   lorasweep promote {name}")
+        print(f"Next:  lorasweep ui {name}{outcome.where}   |   lorasweep promote {name}{outcome.where}")
