@@ -1,7 +1,8 @@
 """One sweep on many hosts, as far as one machine can be several: workers that share nothing but real servers.
 
 PostgreSQL, an MLflow server on it, S3 for artifacts, checkpoints and results; worker processes, and nodes of a
-simulated Ray cluster. The same list of trials gives the values of a plain sweep; killing workers, nodes and servers changes none.
+simulated Ray cluster. The same list of trials gives the values of a plain sweep; killing workers, nodes and servers
+changes none.
 """
 
 from __future__ import annotations
