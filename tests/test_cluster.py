@@ -7,9 +7,13 @@ changes none.
 
 from __future__ import annotations
 
+import math
 import os
+import random
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,12 +21,13 @@ from pathlib import Path
 import pytest
 
 from clusterkit import SECRET, Postgres, Site, site
+from lorasweep import posts
 from lorasweep.config.home import Folders
-from torturekit import Left, check_agreement, check_same, left_by
+from torturekit import OWN, Left, check_agreement, check_same, left_by
 
 pytestmark = pytest.mark.slow
 
-TRIALS = 8
+TRIALS, SHORT, LONG = 8, 9, 400  # optimizer steps of a trial
 POINTS = [(0.01, 2), (0.003, 4), (0.001, 8), (0.02, 2), (0.005, 4), (0.03, 8), (0.002, 2), (0.008, 8)]
 LISTED = """# @package _global_
 defaults:
@@ -30,7 +35,7 @@ defaults:
   - override /data: demo_reviews
   - override /sampler: list
 data: {{demo_rows: 80}}
-train: {{eval_every_steps: 3, log_every_steps: 1, checkpoint_every_seconds: 0.2, max_steps: {steps}, batch_size: 4}}
+train: {{max_steps: {steps}, batch_size: 4, eval_every_steps: {every}, log_every_steps: {every}, checkpoint_every_seconds: 1}}
 launcher: {{slots: 1, heartbeat_seconds: 1, threads: 1}}
 sweep:
   trials: 8
@@ -44,7 +49,7 @@ sweep:
 def home_with_list(folder: Path, steps: int) -> Path:
     (folder / "sweeps").mkdir(parents=True)
     points = "".join(f"    - {{optimizer.lr: {lr}, adapter.r: {rank}}}\n" for lr, rank in POINTS)
-    (folder / "sweeps" / "listed.yaml").write_text(LISTED.format(steps=steps) + points)
+    (folder / "sweeps" / "listed.yaml").write_text(LISTED.format(steps=steps, every=max(3, steps // 20)) + points)
     return folder
 
 
@@ -83,7 +88,7 @@ def servers(postgres_server: Postgres, tmp_path_factory: pytest.TempPathFactory)
 def plain(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Left]:
     """Steps -> what the list leaves on one host, never disturbed."""
     found = {}
-    for steps in (9,):
+    for steps in (SHORT, LONG):
         home = home_with_list(tmp_path_factory.mktemp("plain") / "home", steps)
         run(home, "sweep", "listed")
         found[steps] = left_by(home, "listed")
@@ -117,11 +122,159 @@ def check_secrets(servers: Site, home: Path) -> None:
 
 
 def test_workers_on_servers_leave_what_one_host_leaves(servers: Site, plain: dict[int, Left], tmp_path: Path) -> None:
-    home = home_with_list(tmp_path / "home", 9)
+    home = home_with_list(tmp_path / "home", SHORT)
     said = run(home, "sweep", "listed", "sweep.name=two", "launcher.workers=2", *servers.overrides)
     assert "2 workers" in said and "lorasweep promote two tracking=server" in said
     left = left_on(servers, home, "two")
     check_agreement(left, TRIALS)
-    check_same(left, plain[9])
+    check_same(left, plain[SHORT])
     check_secrets(servers, home)
     assert not (home / "mlflow.db").exists() and not Folders(home).study_db.exists()
+
+
+# -- Ray --------------------------------------------------------------------------------------------------------------
+
+
+class Nodes:
+    """A simulated Ray cluster: each node with its own scratch folder, so that workers share nothing on the disk."""
+
+    def __init__(self, folder: Path, count: int):
+        cluster_utils = pytest.importorskip("ray.cluster_utils", reason="needs Ray: pip install 'lorasweep[ray]'")
+        self.folder, self.made = folder, 0
+        self.cluster = cluster_utils.Cluster()
+        self.nodes = [self.add() for _ in range(count)]
+
+    def add(self) -> object:
+        """One more node with room for one worker; the first is the head."""
+        self.made += 1
+        scratch = self.folder / f"node{self.made}"
+        scratch.mkdir(parents=True)
+        return self.cluster.add_node(
+            node_ip_address="127.0.0.1", num_cpus=1, object_store_memory=80 << 20, include_dashboard=False,
+            env_vars={"LORASWEEP_SCRATCH": str(scratch)},
+        )  # fmt: skip
+
+    def replace_one(self, draw: random.Random) -> None:
+        """A node that is not the head dies with all on it; another one comes."""
+        lost = draw.choice(self.nodes[1:])
+        self.cluster.remove_node(lost, allow_graceful=False)
+        self.nodes.remove(lost)
+        self.nodes.append(self.add())
+
+    @property
+    def overrides(self) -> list[str]:
+        return ["launcher=ray", f"launcher.address={self.cluster.address}", "launcher.workers=3"]
+
+
+@pytest.fixture
+def nodes(servers: Site, tmp_path: Path) -> Iterator[Nodes]:
+    made = Nodes(tmp_path / "nodes", 3)
+    yield made
+    made.cluster.shutdown()
+
+
+def scratches(folder: Path) -> list[int]:
+    """In how many nodes' folders spools lie: 1 each where a worker has trained there."""
+    return [int(any(node.rglob("trial-*.jsonl"))) for node in sorted(folder.iterdir())]
+
+
+def test_three_nodes_leave_what_one_host_leaves(
+    servers: Site, nodes: Nodes, plain: dict[int, Left], tmp_path: Path
+) -> None:
+    home = home_with_list(tmp_path / "home", SHORT)
+    said = run(home, "sweep", "listed", "sweep.name=nodes", *nodes.overrides, *servers.overrides)
+    assert "3 Ray workers" in said
+    left = left_on(servers, home, "nodes")
+    check_agreement(left, TRIALS)
+    check_same(left, plain[SHORT])
+    assert sum(scratches(nodes.folder)) >= 2  # more than one of them had a part in it
+    check_secrets(servers, home)
+    check_secrets(servers, nodes.folder)
+
+
+# -- chaos ------------------------------------------------------------------------------------------------------------
+
+
+def pids_at_work(servers: Site, home: Path, sweep: str) -> list[int]:
+    """Processes that train the sweep now, by their posts."""
+    folders = Folders(home, servers.uri, servers.studies, "s3://lorasweep/files")
+    return [worker.pid for worker in posts.roll(folders, sweep) if worker.pid]
+
+
+def kill_a_worker(servers: Site, home: Path, sweep: str, draw: random.Random) -> str:
+    pids = pids_at_work(servers, home, sweep)
+    if pids:
+        os.kill(pid := draw.choice(pids), signal.SIGKILL)
+        return f"killed worker {pid}"
+    return "nobody to kill"
+
+
+def restart_postgres(servers: Site) -> str:
+    servers.database.stop()
+    time.sleep(1)
+    servers.database.start()
+    return "restarted PostgreSQL"
+
+
+def restart_mlflow(servers: Site) -> str:
+    servers.kill_mlflow()
+    time.sleep(1)
+    servers.start_mlflow()
+    return "restarted MLflow"
+
+
+def check_what_chaos_left(servers: Site, home: Path, sweep: str, calm: Left) -> None:
+    """All trials once, each with the curve that it would have had: no step lost, none twice, the same numbers but for
+    last bits, which depend on who trained beside whom."""
+    left = left_on(servers, home, sweep)
+    check_agreement(left, TRIALS)
+    for number, trial in calm.trials.items():
+        assert left.trials[number]["params"] == trial["params"]
+        assert left.trials[number]["state"] == trial["state"] == "complete"
+        assert math.isclose(left.trials[number]["value"], trial["value"], abs_tol=1e-6), number
+        ours, wanted = left.metrics[number], calm.metrics[number]
+        assert ours.keys() == wanted.keys(), number
+        for key, points in wanted.items():
+            assert [step for step, _ in ours[key]] == [step for step, _ in points], (number, key)
+            for (step, value), (_, expected) in zip(ours[key], points, strict=True):
+                assert math.isclose(value, expected, rel_tol=1e-3, abs_tol=1e-5), (number, key, step)
+    assert left.metrics[OWN]["sweep/trials_complete"][-1][1] == TRIALS
+
+
+CALM_SECONDS = 2.0  # from one blow to the next, at least
+
+
+def wreak_havoc(process: subprocess.Popen, blows: list, draw: random.Random, home: Path) -> None:
+    """One blow after another while the sweep runs, each as often as it is listed."""
+    left = list(blows)
+    draw.shuffle(left)
+    while left and process.poll() is None:
+        time.sleep(CALM_SECONDS + draw.random() * 2)
+        if process.poll() is None:
+            said = left.pop()()
+            with (home / "log").open("a") as log:
+                log.write(f"--- {said}\n")
+
+
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.torture)])
+def test_chaos_changes_nothing(servers: Site, nodes: Nodes, plain: dict[int, Left], tmp_path: Path, seed: int) -> None:
+    home, draw, sweep = home_with_list(tmp_path / "home", LONG), random.Random(seed), f"chaos{seed}"
+
+    def lose_a_node() -> str:
+        nodes.replace_one(draw)
+        return "a node died, another came"
+
+    def kill() -> str:
+        return kill_a_worker(servers, home, sweep, draw)
+
+    blows = [kill, kill, kill, lose_a_node, lambda: restart_postgres(servers), lambda: restart_mlflow(servers), kill]
+    with command(home, "sweep", "listed", f"sweep.name={sweep}", *nodes.overrides, *servers.overrides) as process:
+        deadline = time.monotonic() + 120
+        while not pids_at_work(servers, home, sweep) and time.monotonic() < deadline:
+            time.sleep(0.5)
+        wreak_havoc(process, blows, draw, home)
+        code = process.wait(400)
+    said = (home / "log").read_text()
+    assert code == 0, said[-4000:]
+    assert said.count("--- ") >= 5, f"the sweep was over before it was hurt:\n{said[-3000:]}"
+    check_what_chaos_left(servers, home, sweep, plain[LONG])
