@@ -35,7 +35,8 @@ defaults:
   - override /data: demo_reviews
   - override /sampler: list
 data: {{demo_rows: 80}}
-train: {{max_steps: {steps}, batch_size: 4, eval_every_steps: {every}, log_every_steps: {every}, checkpoint_every_seconds: 1}}
+train:
+  {{max_steps: {steps}, batch_size: 4, eval_every_steps: {every}, log_every_steps: {every}, checkpoint_every_seconds: 1}}
 launcher: {{slots: 1, heartbeat_seconds: 1, threads: 1}}
 sweep:
   trials: 8
