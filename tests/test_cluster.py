@@ -7,6 +7,7 @@ changes none.
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import random
@@ -14,7 +15,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -36,7 +37,7 @@ defaults:
   - override /sampler: list
 data: {{demo_rows: 80}}
 train:
-  {{max_steps: {steps}, batch_size: 4, eval_every_steps: {every}, log_every_steps: {every}, checkpoint_every_seconds: 1}}
+  {{max_steps: {steps}, batch_size: 4, eval_every_steps: {every}, log_every_steps: {every}}}
 launcher: {{slots: 1, heartbeat_seconds: 1, threads: 1}}
 sweep:
   trials: 8
@@ -86,15 +87,18 @@ def servers(postgres_server: Postgres, tmp_path_factory: pytest.TempPathFactory)
 
 
 @pytest.fixture(scope="module")
-def plain(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Left]:
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Left]:
     """Steps -> what the list leaves on one host, never disturbed."""
-    found = {}
-    for steps in (SHORT, LONG):
+
+    @functools.cache
+    def left(steps: int) -> Left:
         home = home_with_list(tmp_path_factory.mktemp("plain") / "home", steps)
         run(home, "sweep", "listed")
-        found[steps] = left_by(home, "listed")
-        check_agreement(found[steps], TRIALS)
-    return found
+        found = left_by(home, "listed")
+        check_agreement(found, TRIALS)
+        return found
+
+    return left
 
 
 def left_on(servers: Site, home: Path, sweep: str) -> Left:
@@ -122,13 +126,15 @@ def check_secrets(servers: Site, home: Path) -> None:
         assert SECRET.encode() not in files.cat_file(name), name
 
 
-def test_workers_on_servers_leave_what_one_host_leaves(servers: Site, plain: dict[int, Left], tmp_path: Path) -> None:
+def test_workers_on_servers_leave_what_one_host_leaves(
+    servers: Site, plain: Callable[[int], Left], tmp_path: Path
+) -> None:
     home = home_with_list(tmp_path / "home", SHORT)
     said = run(home, "sweep", "listed", "sweep.name=two", "launcher.workers=2", *servers.overrides)
     assert "2 workers" in said and "lorasweep promote two tracking=server" in said
     left = left_on(servers, home, "two")
     check_agreement(left, TRIALS)
-    check_same(left, plain[SHORT])
+    check_same(left, plain(SHORT))
     check_secrets(servers, home)
     assert not (home / "mlflow.db").exists() and not Folders(home).study_db.exists()
 
@@ -151,7 +157,7 @@ class Nodes:
         scratch = self.folder / f"node{self.made}"
         scratch.mkdir(parents=True)
         return self.cluster.add_node(
-            node_ip_address="127.0.0.1", num_cpus=1, object_store_memory=80 << 20, include_dashboard=False,
+            num_cpus=1, object_store_memory=80 << 20, include_dashboard=False,
             env_vars={"LORASWEEP_SCRATCH": str(scratch)},
         )  # fmt: skip
 
@@ -180,14 +186,14 @@ def scratches(folder: Path) -> list[int]:
 
 
 def test_three_nodes_leave_what_one_host_leaves(
-    servers: Site, nodes: Nodes, plain: dict[int, Left], tmp_path: Path
+    servers: Site, nodes: Nodes, plain: Callable[[int], Left], tmp_path: Path
 ) -> None:
     home = home_with_list(tmp_path / "home", SHORT)
     said = run(home, "sweep", "listed", "sweep.name=nodes", *nodes.overrides, *servers.overrides)
     assert "3 Ray workers" in said
     left = left_on(servers, home, "nodes")
     check_agreement(left, TRIALS)
-    check_same(left, plain[SHORT])
+    check_same(left, plain(SHORT))
     assert sum(scratches(nodes.folder)) >= 2  # more than one of them had a part in it
     check_secrets(servers, home)
     check_secrets(servers, nodes.folder)
@@ -258,7 +264,9 @@ def wreak_havoc(process: subprocess.Popen, blows: list, draw: random.Random, hom
 
 
 @pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.torture)])
-def test_chaos_changes_nothing(servers: Site, nodes: Nodes, plain: dict[int, Left], tmp_path: Path, seed: int) -> None:
+def test_chaos_changes_nothing(
+    servers: Site, nodes: Nodes, plain: Callable[[int], Left], tmp_path: Path, seed: int
+) -> None:
     home, draw, sweep = home_with_list(tmp_path / "home", LONG), random.Random(seed), f"chaos{seed}"
 
     def lose_a_node() -> str:
@@ -278,4 +286,4 @@ def test_chaos_changes_nothing(servers: Site, nodes: Nodes, plain: dict[int, Lef
     said = (home / "log").read_text()
     assert code == 0, said[-4000:]
     assert said.count("--- ") >= 5, f"the sweep was over before it was hurt:\n{said[-3000:]}"
-    check_what_chaos_left(servers, home, sweep, plain[LONG])
+    check_what_chaos_left(servers, home, sweep, plain(LONG))
