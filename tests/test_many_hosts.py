@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -205,15 +205,18 @@ def test_three_nodes_leave_what_one_host_leaves(
 def pids_at_work(servers: Site, home: Path, sweep: str) -> list[int]:
     """Processes that train the sweep now, by their posts."""
     folders = Folders(home, servers.uri, servers.studies, "s3://lorasweep/files")
-    return [worker.pid for worker in posts.roll(folders, sweep) if worker.pid]
+    roll = posts.roll(folders, sweep)
+    return [worker.pid for worker in roll if worker.alive and worker.pid and "worker" in worker.about]
 
 
 def kill_a_worker(servers: Site, home: Path, sweep: str, draw: random.Random) -> str:
     pids = pids_at_work(servers, home, sweep)
-    if pids:
+    if not pids:
+        return "nobody to kill"
+    with suppress(ProcessLookupError):  # dead since less than its grace
         os.kill(pid := draw.choice(pids), signal.SIGKILL)
         return f"killed worker {pid}"
-    return "nobody to kill"
+    return "killed a dead one"
 
 
 def restart_postgres(servers: Site) -> str:
