@@ -26,11 +26,11 @@ def test_curves_are_over_samples_and_end_where_training_did(tmp_path: Path) -> N
     file.append({"eval/accuracy": 0.5, "eval/loss": float("nan")}, 5, 6)  # stopped early, between two logged steps
     file.append({"eval/accuracy": 0.6}, 6, 7)  # the closing point: the kept checkpoint's value again
     file.close()
-    curves = read_curves(spool.path_of(tmp_path, 3), samples=40)
+    curves = read_curves(spool.read_points(spool.path_of(tmp_path, 3)), samples=40)
     assert (curves["eval/accuracy"].samples, curves["eval/accuracy"].values) == ([16.0, 40.0], [0.6, 0.5])
     assert curves["train/loss"].samples == [8.0, 16.0, 24.0, 32.0]
     assert set(curves) == {"eval/accuracy", "train/loss"}
-    assert read_curves(tmp_path / "none.jsonl") == {}
+    assert read_curves([]) == {}
 
 
 @given(st.integers(0, 500), st.integers(2, 40))

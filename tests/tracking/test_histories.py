@@ -277,11 +277,11 @@ def test_points_of_trials_come_from_mlflow_where_hosts_share_the_sweep(hosts: tu
     run_id = one.start()
     one.train(1, 3)
     one.send()
-    found = points_of(two.folders, two.sweep, {0: run_id, 1: ""}, {"train/loss"})
+    found = dict(points_of(two.folders, two.sweep, {0: run_id, 1: ""}, {"train/loss"}))
     assert [(point.step, point.metrics) for point in found[0]] == [(n, {"train/loss": float(n)}) for n in (1, 2, 3)]
     assert list(found) == [0]
     alone = Folders(one.folders.tracking, one.folders.server)
-    assert [point.step for point in points_of(alone, one.sweep, {0: run_id, 1: ""})[0]] == [0, 1, 2, 3]
+    assert [point.step for point in dict(points_of(alone, one.sweep, {0: run_id, 1: ""}))[0]] == [0, 1, 2, 3]
     one.die()
 
 

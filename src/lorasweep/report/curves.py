@@ -8,21 +8,15 @@ from __future__ import annotations
 
 import re
 
-from lorasweep.report.material import Curve, Material
+from lorasweep.report.material import CURVES, Curve, Material
 from lorasweep.report.pictures import BLUE, GREEN, PALETTE, Picture, Plot, Series
 
-METRICS = {
-    "train/loss": "Training loss",
-    "eval/loss": "Evaluation loss",
-    "eval/accuracy": "Accuracy",
-    "eval/roc_auc": "Area under the ROC curve",
-}
 SAMPLES = "training samples seen"
 
 
 def pictures(material: Material) -> list[Picture]:
     """Two a metric, where any trial logged it."""
-    titles = dict(METRICS)
+    titles = dict(CURVES)
     for objective in material.objectives:
         titles.setdefault(objective.metric, objective.metric)
     return [

@@ -1,16 +1,17 @@
 """What a report is made of, read once: the leaderboard, each objective's values, the curves of some trials.
 
-The study and the local spool are all it reads, so a report can be made while a sweep runs. Ten thousand trials are as
-many as ten: what grows with their number (curves, points) is chosen here, and the page says what was left out.
+The study, the trials' answers and the local spool (over several hosts MLflow in its place) are all it reads, so a
+report can be made while a sweep runs. Ten thousand trials are as many as ten: what grows with their number (curves,
+points) is chosen here, and the page says what was left out.
 Neighbours: `search.study`, `spool` (read), the modules that make pictures.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from lorasweep import results
@@ -20,8 +21,16 @@ from lorasweep.leaderboard import board as leaderboard
 from lorasweep.records import TrialRecord, TrialState
 from lorasweep.search.study import SweepStudy
 from lorasweep.stats import Results
-from lorasweep.tracking import spool
+from lorasweep.tracking.histories import points_of
+from lorasweep.tracking.spool import Point
 
+SAMPLES = "train/samples"
+CURVES = {  # metrics that are drawn beside the objectives
+    "train/loss": "Training loss",
+    "eval/loss": "Evaluation loss",
+    "eval/accuracy": "Accuracy",
+    "eval/roc_auc": "Area under the ROC curve",
+}
 MOST_CURVES = 100  # trials whose curves are drawn; more lines are a blot
 MOST_CURVE_POINTS = 80  # of one line
 MOST_POINTS = 2000  # of a scatter
@@ -90,11 +99,16 @@ class Material:
     def curves(self) -> dict[str, dict[int, Curve]]:
         """Metric -> trial -> its curve, of the trials in `drawn`."""
         found: dict[str, dict[int, Curve]] = {}
-        for trial in self.drawn:
-            path = spool.path_of(self.folders.spool(self.study.name), trial)
-            for key, curve in read_curves(path, self.records[trial].samples).items():
+        keys = {SAMPLES, *CURVES, *(one.metric for one in self.objectives)}
+        for trial, points in self.points(self.drawn, keys):
+            for key, curve in read_curves(points, self.records[trial].samples).items():
                 found.setdefault(key, {})[trial] = curve
         return found
+
+    def points(self, trials: list[int], keys: Collection[str]) -> Iterator[tuple[int, Iterable[Point]]]:
+        """(trial, what it reported) of these metrics and maybe others: from the local spool, or where several hosts
+        share the sweep from MLflow."""
+        return points_of(self.folders, self.study.name, {trial: self.records[trial].run_id for trial in trials}, keys)
 
     def results(self, trial: int) -> Results | None:
         """What a trial answered to each validation row; None where that is not kept, or is no choice of classes."""
@@ -134,20 +148,18 @@ def some_note(shown: int, of: int, what: str = "trials") -> str:
     )
 
 
-def read_curves(path: Path, samples: int = 0) -> dict[str, Curve]:
-    """Metric -> its curve over training samples, from a trial's spool file; empty where there is none.
+def read_curves(reported: Iterable[Point], samples: int = 0) -> dict[str, Curve]:
+    """Metric -> its curve over training samples, from what a trial reported.
 
     `samples`: those that the trial saw in all, 0 while it runs. The step after its last, which holds the kept
     checkpoint's values once more, is no part of a curve.
     """
-    if not path.exists():
-        return {}
     points: dict[str, list[tuple[int, float]]] = {}
-    for point in spool.read_points(path):
+    for point in reported:
         for key, value in point.metrics.items():
             if math.isfinite(value) and point.step > 0:
                 points.setdefault(key, []).append((point.step, value))
-    step, seen = max(points.pop("train/samples", []), default=(1, 1.0))
+    step, seen = max(points.pop(SAMPLES, []), default=(1, 1.0))
     per_step = seen / step
     last = math.inf if per_step == 1.0 or not samples else samples / per_step + 0.5
     found = {}

@@ -12,10 +12,11 @@ from typing import Any
 
 import yaml
 
+from lorasweep.errors import LorasweepError
 from lorasweep.leaderboard.table import explained
 from lorasweep.records import TrialRecord
 from lorasweep.report.material import Material
-from lorasweep.tracking import spool
+from lorasweep.tracking.recorded import Recorded
 
 SURE = ("95% interval", "against the first")
 FACTS = {"peak_memory_bytes": "peak memory, bytes", "cost": "cost"}
@@ -110,12 +111,12 @@ def models(material: Material) -> str:
     shown = [(trial, config_of(material, trial)) for trial in sorted(chosen, key=material.ranked.index)]
     if not shown:
         return ""
-    before = {trial: before_of(material, trial) for trial, _ in shown}
     metrics = [key for key in METRICS if any(key in material.records[trial].metrics for trial, _ in shown)]
+    before = before_of(material, [trial for trial, _ in shown], metrics)
     heads = ["model", "trial", "quantization", "adapter", "trainable", "total", "trainable %"]
     for metric in metrics:
         heads += [f"{metric} before", "after"]
-    rows = [_model_row(material.records[trial], config, before[trial], metrics) for trial, config in shown]
+    rows = [_model_row(material.records[trial], config, before.get(trial, {}), metrics) for trial, config in shown]
     return table(heads, rows)
 
 
@@ -154,13 +155,10 @@ def adapter_words(adapter: dict[str, Any]) -> str:
 
 
 def config_of(material: Material, trial: int) -> dict[str, Any]:
-    """A trial's whole config as its run keeps it; where the run has none here, the sweep's own with the trial's point,
+    """A trial's whole config as its run keeps it; where that cannot be read, the sweep's own with the trial's point,
     which is the same but for groups that are swept as a whole."""
-    run = material.records[trial].run_id
-    found = material.folders.mlruns.glob(f"*/{run}/artifacts/config.yaml") if run.isalnum() else iter(())
-    path = next(found, None)
     try:
-        read = yaml.safe_load(path.read_text(encoding="utf-8")) if path is not None else None
+        read = yaml.safe_load(_kept_config(material, material.records[trial].run_id))
     except yaml.YAMLError:  # somebody edited the artifact
         read = None
     if isinstance(read, dict):
@@ -173,15 +171,28 @@ def config_of(material: Material, trial: int) -> dict[str, Any]:
     return config
 
 
-def before_of(material: Material, trial: int) -> dict[str, float]:
-    """Metric -> its value for the base with an untrained head, as the trial logged it at step 0."""
-    path = spool.path_of(material.folders.spool(material.study.name), trial)
-    if not path.exists():
-        return {}
+def _kept_config(material: Material, run: str) -> str:
+    """The text of a run's config.yaml, "" where it has none that can be read now."""
+    if material.folders.server is not None:
+        try:
+            with Recorded.read(material.folders, run).artifact("config.yaml") as kept:
+                return kept.read_text(encoding="utf-8")
+        except LorasweepError:
+            return ""
+    found = material.folders.mlruns.glob(f"*/{run}/artifacts/config.yaml") if run.isalnum() else iter(())
+    path = next(found, None)
+    return "" if path is None else path.read_text(encoding="utf-8")
+
+
+def before_of(material: Material, trials: list[int], metrics: list[str]) -> dict[int, dict[str, float]]:
+    """Trial -> metric -> its value for the base with an untrained head, as the trial logged it at step 0."""
     return {
-        key.removesuffix(BEFORE): value
-        for point in spool.read_points(path)
-        if point.step == 0
-        for key, value in point.metrics.items()
-        if key.endswith(BEFORE) and math.isfinite(value)
+        trial: {
+            key.removesuffix(BEFORE): value
+            for point in points
+            if point.step == 0
+            for key, value in point.metrics.items()
+            if key.endswith(BEFORE) and math.isfinite(value)
+        }
+        for trial, points in material.points(trials, {f"{metric}{BEFORE}" for metric in metrics})
     }

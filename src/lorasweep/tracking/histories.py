@@ -6,7 +6,7 @@ Neighbours: `tracker` (goes on with a trial), `spool`; `report` reads curves.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -37,16 +37,20 @@ def stored_points(client: MlflowClient, run_id: str, keys: Iterable[str]) -> lis
 
 def points_of(
     folders: Folders, sweep: str, runs: dict[int, str], keys: Collection[str] | None = None
-) -> dict[int, list[Point]]:
-    """Trial -> its points in the order of their reports; `runs`: trial -> its run, "" where it has none yet. From the
-    spools of this host, or where several share the sweep from MLflow; there `keys` alone (None: all).
+) -> Iterator[tuple[int, Iterable[Point]]]:
+    """(trial, its points in the order of their reports), one after the other; `runs`: trial -> its run, "" where it has
+    none yet. From the spools of this host, or where several share the sweep from MLflow: there `keys` alone (None:
+    all).
 
     Raises:
         StorageError: MLflow cannot be read.
     """
     if not folders.shared:
-        paths = {trial: spools.path_of(folders.spool(sweep), trial) for trial in runs}
-        return {trial: list(spools.read_points(path)) for trial, path in paths.items() if path.exists()}
+        for trial in runs:
+            path = spools.path_of(folders.spool(sweep), trial)
+            if path.exists():
+                yield trial, spools.read_points(path)
+        return
     client = open_client(folders)
 
     def read(run_id: str) -> list[Point]:
@@ -55,4 +59,4 @@ def points_of(
 
     known = {trial: run_id for trial, run_id in runs.items() if run_id}
     with readable_errors(f"read the metrics of sweep {sweep}"), ThreadPoolExecutor(AT_ONCE) as pool:
-        return dict(zip(known, pool.map(read, known.values()), strict=True))
+        yield from zip(known, pool.map(read, known.values()), strict=True)
