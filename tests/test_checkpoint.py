@@ -13,7 +13,7 @@ import torch
 
 from clusterkit import ObjectStore
 from lorasweep import failpoints
-from lorasweep.checkpoint import Checkpoints, NotSaved, checkpoints_of, forget_checkpoints, full_disk_in
+from lorasweep.checkpoint import Checkpoints, NotRead, NotSaved, checkpoints_of, forget_checkpoints, full_disk_in
 from lorasweep.config.home import Folders
 from lorasweep.depot import FolderDepot
 from lorasweep.errors import DiskFull, StorageError, UsageError
@@ -189,9 +189,8 @@ def test_checkpoints_that_cannot_be_read_now_are_waited_for(tmp_path: Path, monk
     assert len(naps) == 3 and found is not None and found.state == {"step": 2} and found.notes == []
     place.away = True
     monkeypatch.setattr("lorasweep.checkpoint.time.sleep", naps.append)
-    monkeypatch.setattr("lorasweep.checkpoint.LOADING_SECONDS", 0.0)
-    with pytest.raises(StorageError, match="checkpoints cannot be read"):
-        checkpoints.load()
+    with pytest.raises(NotRead, match="checkpoints cannot be read"):
+        checkpoints.load(0.0)
 
 
 def test_a_sweep_that_has_ended_leaves_no_checkpoints(in_bucket: Checkpoints, tmp_path: Path) -> None:

@@ -55,6 +55,10 @@ class NotSaved(StorageError):
     """The place of checkpoints takes none at this moment; those before it are whole."""
 
 
+class NotRead(StorageError):
+    """The place of checkpoints cannot be read at this moment; what lies there is not lost."""
+
+
 class Checkpoints:
     """The checkpoints of one worker, in a place of its own."""
 
@@ -118,13 +122,13 @@ class Checkpoints:
         self._warned = False
         return True
 
-    def load(self) -> Checkpoint | None:
+    def load(self, patience_seconds: float = LOADING_SECONDS) -> Checkpoint | None:
         """The newest whole checkpoint, None where none was ever written or all are damaged (then with a note).
 
         Raises:
-            StorageError: a place that is reached over a network cannot be read, for a minute by now.
+            NotRead: a place that is reached over a network cannot be read, for so long by now.
         """
-        until = time.monotonic() + LOADING_SECONDS
+        until = time.monotonic() + patience_seconds
         while True:
             try:
                 return self._load()
@@ -132,7 +136,7 @@ class Checkpoints:
                 if not self.depot.shared:
                     raise
                 if time.monotonic() > until:
-                    raise StorageError(f"checkpoints cannot be read: {error}") from error
+                    raise NotRead(f"checkpoints cannot be read: {error}") from error
             time.sleep(RETRY_SECONDS)
 
     def _load(self) -> Checkpoint | None:

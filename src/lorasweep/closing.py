@@ -11,6 +11,7 @@ from contextlib import suppress
 from typing import Any
 
 from lorasweep import failpoints, publishing, report
+from lorasweep.checkpoint import forget_checkpoints
 from lorasweep.config import compose
 from lorasweep.errors import LorasweepError
 from lorasweep.leaderboard import board as leaderboard
@@ -30,6 +31,8 @@ def close(study: SweepStudy, tracker: Tracker, post: Post) -> None:
         report.attach(study, study.folders)
         publishing.publish(study, study.folders)
         study.note_closed()
+        if study.folders.files is not None:
+            forget_checkpoints(study.folders, study.name)
 
 
 def close_what_is_open(study: SweepStudy, post: Post) -> None:

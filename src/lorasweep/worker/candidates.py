@@ -5,11 +5,13 @@ Neighbours: `replay` (what was left), `posts` and `search.leases` (whose it is),
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
 from typing import TYPE_CHECKING
 
 from lorasweep import failpoints
+from lorasweep.checkpoint import RETRY_SECONDS, SHARE_FOR_RETRIES, NotRead
 from lorasweep.config.schema import Config
 from lorasweep.posts import Post
 from lorasweep.worker import replay
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from lorasweep.search.leases import Leases
     from lorasweep.search.study import Asked, SweepStudy
     from lorasweep.workbench import Workbench
+
+log = logging.getLogger(__name__)
 
 LOOK_SECONDS = 1.0  # between two looks for trials that others have left, while new ones may be asked for
 
@@ -35,6 +39,7 @@ class Queue:
         self.last_asked = -1  # the highest trial number that this post has taken up
         self._returning: deque[Candidate] = deque()
         self._looked_at = -LOOK_SECONDS  # time.monotonic() of the last look at what others left
+        self._not_before = 0.0  # the same of the next; 0: checkpoints could always be read
 
     def clear(self) -> None:
         """Forget what is on its way; `recover` finds it again."""
@@ -64,10 +69,17 @@ class Queue:
         return candidate
 
     def _left_by_others(self, every_seconds: float) -> Candidate | None:
-        if time.monotonic() - self._looked_at < every_seconds:
+        if time.monotonic() - self._looked_at < every_seconds or time.monotonic() < self._not_before:
             return None
-        self._looked_at = time.monotonic()
-        return replay.take_over(self.study, self.leases, self.post)
+        self._looked_at = began = time.monotonic()
+        try:
+            return replay.take_over(self.study, self.leases, self.post)
+        except NotRead as error:
+            if not self._not_before:
+                log.warning("%s. What dead workers left is taken over when they can be", error)
+            now = time.monotonic()
+            self._not_before = now + max(RETRY_SECONDS, (now - began) / SHARE_FOR_RETRIES)
+            return None
 
     def _ask(self, samples_in_training: int) -> Candidate | None:
         with self.post.asking():

@@ -270,6 +270,10 @@ class Worker:
         self.slots.put(trial)
         if candidate.ended is None:
             self._start_run(trial, candidate)
+            if asked.number in self.leases.lost(self.slots.ours):  # MLflow took so long that others have it
+                self.outcomes.let_go(asked.number)
+                return
+            self.study.set_run(asked.number, trial.run_id)
             self.tracker.log(asked.number, before, 0)
             self.progress.trial_started(asked.number, asked.params, pack.max_steps(asked.number))
 
@@ -314,7 +318,6 @@ class Worker:
             raise NoRun(str(error)) from error
         self._no_run_since = None
         failpoints.reach("run-noted")
-        self.study.set_run(number, trial.run_id)
 
     # -- live control -----------------------------------------------------------------------------------------------
 

@@ -152,18 +152,22 @@ def saved_in(checkpoint: Checkpoint | None, number: int) -> SavedTrial | None:
 def take_over(study: SweepStudy, leases: Leases, post: Post) -> Candidate | None:
     """Claim a trial that a dead or silent worker left, as its checkpoint has it; None where there is none.
 
-    In this worker's packs its last bits are others than they would have been."""
-    if post.alone or not leases.orphans(post.dead()):
+    In this worker's packs its last bits are others than they would have been.
+
+    Raises:
+        NotRead: its checkpoint cannot be read now; nothing was claimed.
+    """
+    orphans = [] if post.alone else leases.orphans(post.dead())
+    if not orphans:
         return None
-    with post.asking():  # another one may be quicker
-        orphans = leases.orphans(post.dead())
-        if not orphans:
+    number, left_at = orphans[0], leases.posts()[orphans[0]]
+    left = None if left_at is None else post.at(left_at).checkpoints.load(patience_seconds=0)
+    with post.asking():  # another one may have been quicker, or its post have a new holder, who takes it up
+        if number not in leases.orphans(post.dead()) or leases.posts()[number] != left_at:
             return None
-        asked = next(asked for asked in study.interrupted() if asked.number == orphans[0])
-        left_at = leases.posts()[asked.number]
-        leases.claim(asked.number)
-    left = None if left_at is None else post.at(left_at).checkpoints.load()
-    return Candidate(asked, saved_in(left, asked.number), taken_over=True)
+        asked = next(asked for asked in study.interrupted() if asked.number == number)
+        leases.claim(number)
+    return Candidate(asked, saved_in(left, number), taken_over=True)
 
 
 def _shape_packs(study: SweepStudy, workbench: Workbench, packs: list[dict[str, Any]]) -> None:
