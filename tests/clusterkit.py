@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -157,6 +158,12 @@ class ObjectStore:
 
         keys = {"aws_access_key_id": "lorasweep", "aws_secret_access_key": SECRET, "region_name": "us-east-1"}
         boto3.client("s3", endpoint_url=self.url, **keys).create_bucket(Bucket=name)
+
+    def refuse(self, refused: bool) -> None:
+        """Let nobody in, whatever keys they have; or everybody again."""
+        text = b"0" if refused else b"1000000000"  # requests from now on that are not looked at
+        request = urllib.request.Request(f"{self.url}/moto-api/reset-auth", text, {"Content-Type": "text/plain"})
+        urllib.request.urlopen(request).close()
 
     def close(self) -> None:
         stop(self.process)

@@ -38,7 +38,8 @@ NAME = re.compile(r"(?P<count>\d{6,})-(?P<digest>[0-9a-f]{32})\.safetensors")
 FULL_WORDS = ("database or disk is full", "No space left on device")  # of sqlite, and of libraries not in Python
 LOADING_SECONDS = 60.0  # that a place which fails is asked again for what a worker needs to begin
 RETRY_SECONDS = 2.0  # between two tries
-SHARE_FOR_RETRIES = 0.05  # of a worker's time at most, where a place takes no checkpoint and says so slowly
+SHARE_FOR_RETRIES = 0.05  # of a worker's time at most, where a place that fails says so slowly; and yet
+RETRY_AT_LATEST_SECONDS = 300.0  # it is asked again
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no space, no quota, a limit on file sizes
 
 
@@ -114,8 +115,7 @@ class Checkpoints:
         except NotSaved as error:
             if not self._warned:
                 log.warning("%s. Training goes on, and it is tried again: a kill would repeat more of it", error)
-            now = time.monotonic()
-            self._again_at, self._warned = now + max(RETRY_SECONDS, (now - began) / SHARE_FOR_RETRIES), True
+            self._again_at, self._warned = again_at(began), True
             return False
         if self._warned:
             log.warning("checkpoints are saved again")
@@ -192,6 +192,12 @@ class Checkpoints:
             notes.append(f"checkpoint {path} was written by another version of lorasweep and cannot be read")
             return None
         return Checkpoint(state, load(raw), notes)
+
+
+def again_at(began: float) -> float:
+    """When a place that has just failed is asked again; both are time.monotonic(), `began` that of the question."""
+    now = time.monotonic()
+    return now + min(max(RETRY_SECONDS, (now - began) / SHARE_FOR_RETRIES), RETRY_AT_LATEST_SECONDS)
 
 
 def checkpoints_of(folders: Folders, sweep: str, *place: str) -> Checkpoints:

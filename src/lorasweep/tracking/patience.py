@@ -55,4 +55,4 @@ class Patience:
 
     def succeeded(self) -> None:
         """A write was taken."""
-        self._failures = 0
+        self._failed_at, self._failures = None, 0

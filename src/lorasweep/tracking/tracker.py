@@ -321,6 +321,7 @@ class Tracker:
                     log.warning("%s. Trial %s waits for it: its end must be there before it is told", error, number)
                 waits = True
             else:
+                self._patience.succeeded()
                 del self._open[number]
                 return True
             time.sleep(RETRY_SECONDS)

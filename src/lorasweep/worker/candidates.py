@@ -11,7 +11,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from lorasweep import failpoints
-from lorasweep.checkpoint import RETRY_SECONDS, SHARE_FOR_RETRIES, NotRead
+from lorasweep.checkpoint import NotRead, again_at
 from lorasweep.config.schema import Config
 from lorasweep.posts import Post
 from lorasweep.worker import replay
@@ -77,8 +77,7 @@ class Queue:
         except NotRead as error:
             if not self._not_before:
                 log.warning("%s. What dead workers left is taken over when they can be", error)
-            now = time.monotonic()
-            self._not_before = now + max(RETRY_SECONDS, (now - began) / SHARE_FOR_RETRIES)
+            self._not_before = again_at(began)
             return None
 
     def _ask(self, samples_in_training: int) -> Candidate | None:
