@@ -18,7 +18,7 @@ from mlflowserver import Server
 from torturekit import MINI, Command, Left, Nursery, check_agreement, home_with, left_by
 
 pytestmark = pytest.mark.slow
-TRIALS = 4
+TRIALS = 8
 LONG = (
     MINI.replace("trials: 7", f"trials: {TRIALS}")
     .replace("range(5, 17, 4)", "choice(120, 150)")
@@ -97,9 +97,9 @@ def check_whole(left: Left, trials: int = TRIALS) -> None:
 
 def test_a_trial_goes_on_on_another_host_whose_disk_never_saw_it(cluster: Cluster) -> None:
     one = cluster.start("one")
-    wait_for(lambda: cluster.saved() >= 20 and cluster.steps("one") >= 50, one)
+    wait_for(lambda: cluster.saved() > 0, one)
     two = cluster.start("two", "--join")
-    wait_for(lambda: cluster.steps("two") >= 5, one, two)
+    wait_for(lambda: cluster.steps("two") > 4 and cluster.steps("one") > 50 and cluster.saved() > 20, one, two)
     one.send(signal.SIGKILL)
     one.wait()
     shutil.rmtree(cluster.root / "one")  # the node is gone, and its disk
