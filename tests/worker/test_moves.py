@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from clusterkit import SECRET, ObjectStore, Postgres
+from lorasweep.config.home import Folders
 from lorasweep.depot import StoreDepot
 from mlflowserver import Server
 from torturekit import MINI, Command, Left, Nursery, check_agreement, home_with, left_by
@@ -67,7 +68,9 @@ class Cluster:
         return max((trial["fields"]["step"] for trial in json.loads(header)["trials"]), default=0)
 
     def left(self, host: str) -> Left:
-        return left_by(self.root / host, database=self.server.database, studies=self.studies)
+        return left_by(
+            self.root / host, database=self.server.database, folders=Folders(self.root / host, studies=self.studies)
+        )
 
 
 @pytest.fixture
