@@ -107,3 +107,9 @@ def test_a_swept_adapter_that_the_base_lacks_is_found_before_anything_is_stored(
     said = capsys.readouterr().err
     assert "adapter.targets names `nope`" in said and "adapter.targets=['nope']" in said
     assert "wrong" not in SweepStudy.names(Folders(home))
+
+
+def test_resume_puts_an_override_in_the_place_of_the_old_one(home: Path) -> None:
+    sweep.resume("mini", ["launcher.threads=1", "launcher.slots=1"], quiet=True)
+    words = SweepStudy.load(Folders(home), "mini").overrides
+    assert [word for word in words if word.startswith("launcher.")] == ["launcher.threads=1", "launcher.slots=1"]

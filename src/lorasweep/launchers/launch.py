@@ -78,7 +78,7 @@ class OnRay:
 
     def there(self, sweep: str) -> Actors | None:
         """The crew of an earlier command, if it left one."""
-        return self._ray.Actors.find(self.launcher, sweep)
+        return self._ray.Actors.find(self.launcher, sweep, self.folders)
 
     def start(self, orders: Orders, most: int, progress: Progress) -> Actors:
         """Start them, no more than `most`."""

@@ -60,10 +60,11 @@ def oversee(crew: Crew, study: SweepStudy, progress: Progress, until_at_work: bo
         Interrupted: they were asked to leave; all is saved.
         LorasweepError: why a worker could not go on; the others have saved and left.
     """
-    view, stop, asked = View(study, progress), threading.Event(), False
+    stop, asked = threading.Event(), False
     trouble: Trouble | None = None
     paused = leave = False
     try:
+        view = View(study, progress)
         with stop_on_signals(stop):
             while True:
                 look = crew.look()

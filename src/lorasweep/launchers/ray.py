@@ -9,6 +9,7 @@ Neighbours: `cluster` (what is found and said before), `actor` (the worker), `ov
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import signal
 import sys
@@ -28,6 +29,7 @@ from lorasweep.launchers.news import News, Trouble
 from lorasweep.launchers.oversight import Look
 
 if TYPE_CHECKING:
+    from lorasweep.config.home import Folders
     from lorasweep.config.schema import LauncherConfig
     from lorasweep.launchers.orders import Orders
 
@@ -89,7 +91,8 @@ class Actors:
         handles = {}
         for index in range(count):
             options: dict[str, Any] = {
-                "name": name_of(orders.sweep, index), "namespace": NAMESPACE, "max_restarts": -1, "max_concurrency": 8,
+                "name": name_of(orders.sweep, orders.folders, index) if orders.closes else None, "namespace": NAMESPACE,
+                "max_restarts": -1, "max_concurrency": 8,
                 "num_cpus": launcher.cpus, "num_gpus": launcher.gpus, "resources": launcher.resources or None,
                 "lifetime": "detached" if orders.closes else None,
             }  # fmt: skip
@@ -97,12 +100,13 @@ class Actors:
         return cls(launcher, orders.sweep, handles, orders.closes)
 
     @classmethod
-    def find(cls, launcher: LauncherConfig, sweep: str) -> Actors | None:
+    def find(cls, launcher: LauncherConfig, sweep: str, folders: Folders) -> Actors | None:
         """Those that an earlier command left; None where there are none."""
         handles = {}
         for named in ray.util.list_named_actors(all_namespaces=True):
-            of, _, index = named["name"].rpartition(":")
-            if named["namespace"] == NAMESPACE and of == sweep and index.isdigit():
+            index = named["name"].rpartition(":")[2]
+            ours = index.isdigit() and named["name"] == name_of(sweep, folders, int(index))
+            if named["namespace"] == NAMESPACE and ours:
                 with contextlib.suppress(ValueError):  # it ended just now
                     handles[int(index)] = ray.get_actor(named["name"], namespace=NAMESPACE)
         if not handles:
@@ -354,9 +358,10 @@ def quiet() -> Iterator[None]:
         os.close(nowhere)
 
 
-def name_of(sweep: str, index: int) -> str:
-    """An actor's name in our namespace."""
-    return f"{sweep}:{index}"
+def name_of(sweep: str, folders: Folders, index: int) -> str:
+    """The name of an actor that outlives its command: the same sweep of another study database has others."""
+    study = folders.studies or str(folders.tracking)
+    return f"{sweep}:{hashlib.sha256(study.encode()).hexdigest()[:12]}:{index}"
 
 
 def nodes() -> list[Node]:
