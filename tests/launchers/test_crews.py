@@ -40,9 +40,9 @@ def workers_of(nursery: Nursery, home: Path, command: Command, count: int) -> li
     deadline = time.monotonic() + 90
     while time.monotonic() < deadline:
         assert command.poll() is None, command.output
-        if (home / "mlruns" / "lorasweep" / "sweeps" / "mini" / "posts").is_dir():
-            asked = nursery.run(home, "workers", "mini", "--json")
-            found = [one for one in json.loads(asked)["workers"] if one["state"] == "training"]
+        look = nursery.start(home, "workers", "mini", "--json")
+        if look.wait() == 0:  # the study is there
+            found = [one for one in json.loads(look.output)["workers"] if one["state"] == "training"]
             if len(found) == count:
                 return found
         time.sleep(0.1)
