@@ -13,6 +13,7 @@ import pytest
 
 from clusterkit import SECRET, ObjectStore
 from lorasweep.cli import main
+from lorasweep.config import address
 from lorasweep.config.home import Folders
 from lorasweep.depot import Depot, FolderDepot, StoreDepot, check_files, files_of
 from lorasweep.errors import StorageError
@@ -183,3 +184,12 @@ def test_an_address_that_is_none(
         said = capsys.readouterr()
         assert message in said.err and SECRET not in said.err + said.out and "Traceback" not in said.err
     assert not (tmp_path / "mlruns").exists()
+
+
+def test_an_override_of_files_means_the_same_from_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for given, stored in [
+        ("shared/x", f"{tmp_path}/shared/x"), ("'a b'", f"'{tmp_path}/a b'"), ("file:///nfs/x", "/nfs/x"),
+        ("s3://b/p/", "s3://b/p"), ("null", "null"), ("${oc.env:FILES}", "${oc.env:FILES}"),
+    ]:  # fmt: skip
+        assert address.without_logins([f"tracking.files={given}", "x=1"]) == [f"tracking.files={stored}", "x=1"]

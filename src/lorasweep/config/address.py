@@ -113,6 +113,8 @@ def settled_files(files: str) -> str:
     """The place of files as every process may read it, from wherever it was started: a folder's path is absolute."""
     if files.startswith("file://"):
         files = unquote(files.removeprefix("file://"))
+    if "${" in files:  # an override that names a variable of the environment is read when it is composed
+        return files
     if is_store(files) or files.strip() in ("", "null"):
         return files.rstrip("/")
     return str(Path(files).expanduser().absolute())
