@@ -16,15 +16,15 @@ from lorasweep.config import compose
 from lorasweep.config.home import Home
 from lorasweep.errors import ConfigError, DataError, LorasweepError
 from lorasweep.launchers.orders import Orders
+from lorasweep.launchers.patience import patiently
 from lorasweep.progress import Progress
-from lorasweep.search.database import StudiesAway, wait_until_back
 from lorasweep.search.identity import differences
 from lorasweep.search.space import parse_space
 from lorasweep.search.study import SweepStudy
 from lorasweep.tracking.tracker import Tracker
 from lorasweep.workbench import Workbench
 from lorasweep.worker import here
-from lorasweep.worker.loop import PATIENCE_SECONDS, Worker
+from lorasweep.worker.loop import Worker
 
 if TYPE_CHECKING:
     from lorasweep.config.schema import Config
@@ -34,21 +34,15 @@ SHOWN = 5  # differences in a message
 
 
 def work(orders: Orders, progress: Progress, stop: threading.Event) -> None:
-    """Train trials of the sweep until none is left, its finalists too; save and leave once `stop` is set. Where the
-    studies' database goes away, wait for it.
+    """Train trials of the sweep until none is left, its finalists too; save and leave once `stop` is set. Where
+    PostgreSQL or MLflow goes away, wait for it.
 
     Raises:
         Interrupted: `stop` was set, or `lorasweep pause`.
         ConfigError, DataError: this place has other data, config or no such device; nothing was asked for.
         LorasweepError: what `worker.loop.Worker.run` raises.
     """
-    while True:
-        try:
-            return _work(orders, progress, stop)
-        except StudiesAway as error:  # between trials; the worker itself waits while it trains
-            progress.note(f"worker {orders.index} waits for the studies' database: {error}")
-            if not wait_until_back(orders.folders, PATIENCE_SECONDS, stop.is_set):
-                raise
+    patiently(lambda: _work(orders, progress, stop), orders.folders, progress, stop)
 
 
 def _work(orders: Orders, progress: Progress, stop: threading.Event) -> None:

@@ -9,6 +9,7 @@ import os
 import shutil
 import socket
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -20,6 +21,7 @@ from lorasweep.config.home import Folders, Home
 from lorasweep.errors import LorasweepError, UsageError
 from lorasweep.launchers import cluster, local, oversight
 from lorasweep.launchers.orders import Orders
+from lorasweep.launchers.patience import patiently
 from lorasweep.progress import Progress
 
 if TYPE_CHECKING:
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from lorasweep.launchers.places import Place
     from lorasweep.launchers.ray import Actors
     from lorasweep.search.study import SweepStudy
+    from lorasweep.tracking.tracker import Tracker
 
 
 class OnThisMachine:
@@ -178,12 +181,7 @@ def launch(
         crew = place.start(orders, most, progress)
         oversight.oversee(crew, study, progress, until_at_work=detach)
         if not detach:
-            with posts.enter(folders, study.name, join=True) as post:
-                if study.counts()["running"]:
-                    progress.note("other processes train on; the last one writes the summary and the report")
-                else:
-                    tracker.take_up_ends()
-                    closing.close(study, tracker, post)
+            patiently(lambda: _close(study, tracker, progress), folders, progress, threading.Event())
     except Exception:  # not where Ctrl-C came twice: that stops at once, and what waits in the spool is kept there
         with suppress(LorasweepError, OSError):  # what happened first is what is told
             tracker.close()
@@ -194,9 +192,22 @@ def launch(
 def watch(study: SweepStudy, crew: Crew, progress: Progress) -> None:
     """Watch the crew of an earlier command to the sweep's end; raises as `launch`."""
     oversight.oversee(crew, study, progress)
+
+    def close() -> None:
+        with posts.enter(study.folders, study.name, join=True) as post:
+            if not study.counts()["running"]:
+                closing.close_what_is_open(study, post)
+
+    patiently(close, study.folders, progress, threading.Event())
+
+
+def _close(study: SweepStudy, tracker: Tracker, progress: Progress) -> None:
     with posts.enter(study.folders, study.name, join=True) as post:
-        if not study.counts()["running"]:
-            closing.close_what_is_open(study, post)
+        if study.counts()["running"]:
+            progress.note("other processes train on; the last one writes the summary and the report")
+        else:
+            tracker.take_up_ends()
+            closing.close(study, tracker, post)
 
 
 def _trials_to_train(study: SweepStudy) -> int:
