@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import pytest
@@ -82,10 +83,17 @@ def test_a_killed_process_is_gone_after_its_grace(folders: Folders) -> None:
         holder.kill()
         assert post.dead() == {}  # it may only be slow
         while not post.dead():
-            pass
+            time.sleep(0.05)
         assert list(post.dead()) == ["0"]
         with enter(folders, "mini", join=True) as heir:
             assert heir.name == "0" and post.dead() == {}
+
+
+def test_a_killed_process_of_this_host_blocks_nobody(folders: Folders) -> None:
+    holder = Holder(folders, grace_seconds=600.0)
+    holder.kill()
+    with enter(folders, "mini") as post:  # the same command again, at once
+        assert post.name == "0" and post.dead() == {}
 
 
 def test_a_zombie_finds_its_post_taken(folders: Folders) -> None:

@@ -15,6 +15,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
+import psutil
+
 from lorasweep.checkpoint import Checkpoints, checkpoints_of
 from lorasweep.config.home import Folders
 from lorasweep.database import StudiesAway, engine_of, one_at_a_time, readable_errors
@@ -138,6 +140,11 @@ def enter(folders: Folders, sweep: str, join: bool, about: Mapping[str, Any] | N
         prepare(folders)
         with one_at_a_time(folders, f"enter {sweep}") as connection:
             words = f"select *, ({ALIVE}) as alive from lorasweep_posts where sweep = :sweep order by name::int"
+            rows = list(connection.execute(_text(words), {"sweep": sweep}))
+            left = _text("update lorasweep_posts set left_it = true where token = :token")
+            for row in rows:  # on this host one need not wait for a heartbeat that does not come
+                if row.alive and row.host == socket.gethostname() and not psutil.pid_exists(row.pid):
+                    connection.execute(left, {"token": row.token})
             rows = list(connection.execute(_text(words), {"sweep": sweep}))
             busy = [_words(row) for row in rows if row.alive]
             if busy and not join:

@@ -10,15 +10,13 @@ from __future__ import annotations
 
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from optuna.trial import TrialState
 
 from lorasweep.errors import StorageError
-from lorasweep.search.database import readable_errors
 from lorasweep.search.reader import POST
 from lorasweep.search.storage import RunningRow, StoredStudy, read
 
@@ -38,9 +36,6 @@ class Leases:
         self.grace_seconds = BEATS_IN_GRACE * heartbeat_seconds
         self._beaten_at, self._lost = time.monotonic(), set[int]()
         self._renewing = threading.Lock()
-        storage = stored.storage
-        self._backend: Any = getattr(storage, "_backend", storage)  # below Optuna's cache
-        warnings.filterwarnings("ignore", message="Heartbeat of storage")  # meant for study.optimize alone
 
     @classmethod
     def of(cls, study: SweepStudy, post: Post) -> Leases:
@@ -65,28 +60,12 @@ class Leases:
         """Whether the trial runs and is this post's, and the post this worker's."""
         if self.seat is not None and not self.seat.held():
             return False
-        return self._is_ours(number)
-
-    def _is_ours(self, number: int) -> bool:
         frozen = self.stored.trial(number)
         return frozen.state == TrialState.RUNNING and read(frozen, POST) in (self.post, None)
 
     def signs(self) -> dict[int, tuple[str | None, float | None]]:
         """Running trial -> the post that trains it, and seconds since its last heartbeat by the database's clock."""
-        from sqlalchemy import DateTime, text
-
-        query = text(
-            "select t.number, b.heartbeat, current_timestamp as now from trials t"
-            " left join trial_heartbeats b on b.trial_id = t.trial_id"
-            " where t.study_id = :study and t.state = 'RUNNING' order by t.number"
-        ).columns(heartbeat=DateTime, now=DateTime)
-        posts = self.posts()
-        with readable_errors(self.stored.folders), self._backend.engine.connect() as connection:
-            rows = connection.execute(query, {"study": self.stored.study._study_id}).all()
-        ages = {
-            row.number: row.heartbeat and (row.now.replace(tzinfo=None) - row.heartbeat).total_seconds() for row in rows
-        }
-        return {number: (posts.get(number), age) for number, age in ages.items()}
+        return {row.number: (row.attribute, row.silent_seconds) for row in self.stored.running(POST)}
 
     def orphans(self, dead: Iterable[str]) -> list[int]:
         """Running trials that others have left: at posts in `dead`, at none, or without a sign of life for long."""
@@ -109,20 +88,18 @@ class Leases:
 
     def beat(self, numbers: Iterable[int]) -> None:
         """Say that these trials are being trained."""
-        for number in numbers:
-            with readable_errors(self.stored.folders):
-                self._backend.record_heartbeat(self.stored.id_of(number))
+        self.stored.beat(numbers)
 
     def renew(self, numbers: Iterable[int]) -> None:
         """Beat for those of these trials that are still this post's; the others are lost."""
+        numbers = list(numbers)
         with self._renewing:
             started = time.monotonic()  # before the database's time of the beats, never after
             ours = self.seat is None or self.seat.beat(self.grace_seconds)
-            for number in numbers:
-                if ours and self._is_ours(number):
-                    self.beat([number])
-                else:
-                    self._lost.add(number)
+            held = {row.number for row in self.stored.running(POST) if row.attribute in (self.post, None)}
+            kept = [number for number in numbers if ours and number in held]
+            self.beat(kept)
+            self._lost.update(set(numbers) - set(kept))
             self._beaten_at = started
 
     def lost(self, numbers: Iterable[int]) -> list[int]:

@@ -6,7 +6,7 @@ Used by `study` and its neighbours; `database` opens it and words its errors.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -172,6 +172,22 @@ class StoredStudy:
             )
             for _, number, value, seconds in rows
         ]
+
+    def beat(self, numbers: Iterable[int]) -> None:
+        """Note a sign of life of these trials, at the database's time: one statement for all that had one before."""
+        from optuna.storages._rdb import models
+        from sqlalchemy import func, insert, select, update
+
+        beats = models.TrialHeartbeatModel.__table__
+        ids = sorted(self.id_of(number) for number in numbers)
+        if not ids:
+            return
+        these = beats.c.trial_id.in_(ids)
+        with readable_errors(self.folders), self._engine.begin() as connection:
+            known = connection.execute(update(beats).where(these).values(heartbeat=func.current_timestamp()))
+            if known.rowcount < len(ids):  # a clone or a finalist at its first
+                there = set(connection.execute(select(beats.c.trial_id).where(these)).scalars())
+                connection.execute(insert(beats), [{"trial_id": one} for one in ids if one not in there])
 
     def outline(self, marked: str) -> tuple[int, int, list[int]]:
         """(trials in all, of them WAITING, numbers of those that have the attribute `marked`); no trial is read. To be
