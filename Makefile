@@ -41,13 +41,13 @@ doctor: $(VENV)/.runtime  ## versions, devices, storage; what would not work and
 	@$(LORASWEEP) doctor $(ARGS)
 
 test: $(VENV)/.dev  ## every test that needs no GPU
-	@$(VENV)/bin/python -m pytest -n 2 --dist worksteal -m "not gpu and not torture" $(ARGS)
+	@$(VENV)/bin/python -m pytest -n 3 --dist worksteal -m "not gpu and not torture" $(ARGS)
 
 test-fast: $(VENV)/.dev  ## the tests that take seconds
 	@$(VENV)/bin/python -m pytest -n 2 --dist worksteal -m "not gpu and not slow and not torture" $(ARGS)
 
 torture: $(VENV)/.dev  ## kill sweeps at every failpoint and at random moments, and compare with ones never stopped
-	@$(VENV)/bin/python -m pytest -m torture tests/test_torture.py $(ARGS)
+	@$(VENV)/bin/python -m pytest -m torture $(ARGS)
 
 lint: $(VENV)/.dev  ## ruff and mypy
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy

@@ -251,6 +251,7 @@ def test_a_database_that_is_locked_for_a_while_stops_no_training(
     check_agreement(left, TRIALS)
 
 
+@pytest.mark.torture  # waits for MLflow's own patience; the shorter one above runs always
 @pytest.mark.slow
 def test_a_database_that_stays_locked_gets_everything_at_the_next_start(nursery: Nursery, tmp_path: Path) -> None:
     home = home_with(tmp_path / "home", MINI.replace("trials: 7", "trials: 3"))  # as many as slots: no run to make

@@ -93,6 +93,7 @@ def wait_for_workers(nursery: Nursery, home: Path, command: Command, count: int,
     raise AssertionError(command.output)
 
 
+@pytest.mark.torture  # tests/test_many_hosts.py loses nodes in every run
 def test_nodes_come_and_go_and_the_values_are_those_of_one_machine(
     nursery: Nursery, hive: Hive, database: Postgres, tmp_path: Path
 ) -> None:
