@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import socket
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from lorasweep.config.home import Folders, Home
 from lorasweep.config.schema import LauncherConfig
 from lorasweep.errors import LorasweepError, UsageError
-from lorasweep.launchers import launch
+from lorasweep.launchers import cluster, launch
 from lorasweep.launchers.cluster import Node, asks_of, check_address, check_storage, describe, fits
 from serverkit import free_port
 
@@ -87,3 +88,35 @@ def test_what_is_sent_holds_the_users_files_over_ours_and_no_runs(tmp_path: Path
         (package,) = sent["py_modules"]
         assert Path(package).name == "lorasweep" and "env_vars" not in sent
     assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    "address, given, there, guarded",
+    [
+        ("auto", {}, False, True),
+        ("auto", {}, True, False),  # the cluster of this machine has its own rules
+        ("10.0.0.5:6379", {}, False, False),
+        ("auto", {"RAY_ADDRESS": "10.0.0.5:6379"}, False, False),
+        ("auto", {"RAY_AUTH_MODE": "disabled"}, False, False),
+    ],
+)
+def test_a_cluster_that_is_started_here_asks_for_a_token(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, address: str, given: dict[str, str], there: bool, guarded: bool
+) -> None:
+    noted = tmp_path / "noted"
+    if there:
+        noted.touch()
+    monkeypatch.setattr(cluster, "STARTED_HERE", noted)
+    for name in [*os.environ]:
+        if name.startswith(("RAY_AUTH_", "RAY_ADDRESS")):
+            monkeypatch.delenv(name)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    cluster.guard_a_cluster_of_our_own(address)
+    try:
+        assert (os.environ.get("RAY_AUTH_MODE") == "token") is guarded
+        assert ("RAY_AUTH_TOKEN" in os.environ) is guarded
+    finally:
+        for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):
+            if guarded:
+                del os.environ[name]

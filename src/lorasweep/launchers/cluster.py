@@ -5,8 +5,11 @@ Neighbours: `ray` (reaches one and runs workers there), `launch`.
 
 from __future__ import annotations
 
+import os
+import secrets
 import socket
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lorasweep.errors import LorasweepError, UsageError
@@ -16,6 +19,7 @@ if TYPE_CHECKING:
     from lorasweep.config.schema import LauncherConfig
 
 NAMESPACE = "lorasweep"
+STARTED_HERE = Path("/tmp/ray/ray_current_cluster")  # where `ray start` notes the cluster of this machine
 CONNECT_SECONDS = 5.0
 SLACK = 1e-6  # fractions add up to a little more than a whole
 SHOWN = 8  # nodes in a message
@@ -57,6 +61,15 @@ def describe(nodes: list[Node]) -> str:
         shown.append(f"{node.host} ({', '.join(f'{name}: {amount:g}' for name, amount in sorted(own.items()))})")
     more = f", and {len(nodes) - SHOWN} more" if len(nodes) > SHOWN else ""
     return "; ".join(shown) + more
+
+
+def guard_a_cluster_of_our_own(address: str) -> None:
+    """Where no cluster is named or was started on this machine, one will be: let nobody in without a token of this
+    process, because Ray listens on the machine's address and runs whatever it is sent. Call it before Ray is imported,
+    which reads these variables once."""
+    named = address != "auto" or os.environ.get("RAY_ADDRESS") or STARTED_HERE.exists()
+    if not named and not any(name.startswith("RAY_AUTH_") for name in os.environ):
+        os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN"] = "token", secrets.token_hex(32)
 
 
 def check_address(address: str) -> None:

@@ -62,6 +62,7 @@ class OnRay:
         if launcher.device == "cuda" and not launcher.gpus:
             raise UsageError("`launcher.device`=cuda with launcher=ray needs launcher.gpus > 0, or workers see no GPU")
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what it means for us reaches us as an exception
+        cluster.guard_a_cluster_of_our_own(launcher.address)
         from lorasweep.launchers import ray as on_ray
 
         self.launcher, self.folders, self.home, self.detach, self._ray = launcher, folders, home, detach, on_ray
