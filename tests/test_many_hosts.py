@@ -28,7 +28,7 @@ from torturekit import OWN, Left, check_agreement, check_same, left_by
 
 pytestmark = pytest.mark.slow
 
-TRIALS, SHORT, LONG = 8, 9, 400  # optimizer steps of a trial
+TRIALS, SHORT, LONG = 8, 9, 300  # optimizer steps of a trial
 POINTS = [(0.01, 2), (0.003, 4), (0.001, 8), (0.02, 2), (0.005, 4), (0.03, 8), (0.002, 2), (0.008, 8)]
 LISTED = """# @package _global_
 defaults:
@@ -126,6 +126,7 @@ def check_secrets(servers: Site, home: Path) -> None:
         assert SECRET.encode() not in files.cat_file(name), name
 
 
+@pytest.mark.torture  # the nodes below go the same way, and further
 def test_workers_on_servers_leave_what_one_host_leaves(
     servers: Site, plain: Callable[[int], Left], tmp_path: Path
 ) -> None:
