@@ -186,6 +186,19 @@ def scratches(folder: Path) -> list[int]:
     return [int(any(node.rglob("trial-*.jsonl"))) for node in sorted(folder.iterdir())]
 
 
+def test_a_run_that_a_late_answer_made_is_gone_at_the_end(servers: Site, tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
+    home = home_with_list(tmp_path / "home", SHORT)
+    client = MlflowClient(servers.uri)
+    experiment = client.create_experiment("late")
+    tags = {"lorasweep.kind": "trial", "lorasweep.sweep": "late", "lorasweep.trial": "99", "lorasweep.state": "running"}
+    stray = client.create_run(experiment, tags=tags).info.run_id
+    run(home, "sweep", "listed", "sweep.name=late", *servers.overrides)
+    assert client.get_run(stray).info.lifecycle_stage == "deleted"
+    check_agreement(left_on(servers, home, "late"), TRIALS)
+
+
 def test_three_nodes_leave_what_one_host_leaves(
     servers: Site, nodes: Nodes, plain: Callable[[int], Left], tmp_path: Path
 ) -> None:

@@ -205,7 +205,7 @@ def _runs_of(
     tags: dict[str, dict[str, str]] = {}
     for run_id, key, value in asks("select run_uuid, key, value from tags"):
         tags.setdefault(run_id, {})[key] = value
-    for run_id, status in asks("select run_uuid, status from runs"):
+    for run_id, status in asks("select run_uuid, status from runs where lifecycle_stage = 'active'"):
         own = tags.get(run_id, {})
         if own.get("lorasweep.sweep") == sweep and own["lorasweep.kind"] in (kind, "sweep"):
             number = int(own.get("lorasweep.trial", OWN))

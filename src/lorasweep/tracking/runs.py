@@ -95,6 +95,18 @@ class Runs:
         runs = self.client.search_runs([self.experiment_id], clause, max_results=1)
         return runs[0] if runs else None
 
+    def delete_strays(self) -> int:
+        """Delete runs of this series that are still open; once none of its trials is. A server that answered so late
+        that nobody waited any more has made such a run, and another one was made in its place."""
+        clause = (
+            f"tags.`lorasweep.kind` = '{self.series.kind}' and tags.`lorasweep.sweep` = '{self.sweep}'"
+            f" and attributes.status = '{RUNNING}'"
+        )
+        strays = self.client.search_runs([self.experiment_id], clause)
+        for run in strays:
+            self.client.delete_run(run.info.run_id)
+        return len(strays)
+
     def log_params(self, run: Run, settings: dict[str, str], is_new: bool) -> None:
         """Store the settings that the run does not have yet."""
         there = {} if is_new else run.data.params

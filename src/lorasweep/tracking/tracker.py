@@ -146,6 +146,8 @@ class Tracker:
         if best.get("value") is not None:
             numbers["sweep/best_value"] = best["value"]
         with readable_errors(f"close sweep {self.sweep}"):
+            if self.folders.shared:  # all ends are in MLflow by now
+                self.runs.delete_strays()
             run = self.client.get_run(self.sweep_run_id)
             text = redact(json.dumps(summary, indent=2, default=str))
             self._artifacts(run, "sweep").write_text("summary.json", text)
