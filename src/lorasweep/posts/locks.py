@@ -98,10 +98,7 @@ def enter(folders: Folders, sweep: str, join: bool, about: Mapping[str, Any] | N
         with _locked(places / "door", wait=True):  # one process looks around at a time
             busy = holders(folder)
             if busy and not join:
-                raise StorageError(
-                    f"process {' and process '.join(busy)} is training sweep {sweep} at this moment; wait until it "
-                    f"ends or stop it, watch it with `lorasweep leaderboard {sweep}`, or work on it too with --join"
-                )
+                raise refusal(sweep, busy)
             number = 0
             while (handle := held.enter_context(_locked(places / f"{number}.lock", wait=False))) is None:
                 number += 1
@@ -110,6 +107,14 @@ def enter(folders: Folders, sweep: str, join: bool, about: Mapping[str, Any] | N
             handle.write(json.dumps(said))
             handle.flush()
         yield LockedPost(folders, sweep, str(number))
+
+
+def refusal(sweep: str, busy: list[str]) -> StorageError:
+    """The error of one that would work beside `busy` processes without `join`."""
+    return StorageError(
+        f"process {' and process '.join(busy)} is training sweep {sweep} at this moment; wait until it "
+        f"ends or stop it, watch it with `lorasweep leaderboard {sweep}`, or work on it too with --join"
+    )
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from lorasweep.checkpoint import Checkpoints, checkpoints_of
 from lorasweep.config.home import Folders
 from lorasweep.database import StudiesAway, engine_of, one_at_a_time, readable_errors
 from lorasweep.errors import StorageError
+from lorasweep.posts.locks import refusal
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Row
@@ -148,10 +149,7 @@ def enter(folders: Folders, sweep: str, join: bool, about: Mapping[str, Any] | N
             rows = list(connection.execute(_text(words), {"sweep": sweep}))
             busy = [_words(row) for row in rows if row.alive]
             if busy and not join:
-                raise StorageError(
-                    f"process {' and process '.join(busy)} is training sweep {sweep} at this moment; wait until it "
-                    f"ends or stop it, watch it with `lorasweep leaderboard {sweep}`, or work on it too with --join"
-                )
+                raise refusal(sweep, busy)
             name = next((row.name for row in rows if not row.alive), str(len(rows)))
             values = {"sweep": sweep, "name": name, "token": token, "host": socket.gethostname(), "pid": os.getpid(),
                       "about": json.dumps(dict(about or {})), "grace": FIRST_GRACE_SECONDS}  # fmt: skip
