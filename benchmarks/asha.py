@@ -39,7 +39,7 @@ sweep:
 
 def run(way: str, seed: int, settings: argparse.Namespace) -> dict[str, Any]:
     """One sweep: its best value, training samples, seconds and how many trials ended how."""
-    from lorasweep import sweep
+    from lorasweep import sweeping
 
     words = [
         f"sweep.name=asha-{way}-{seed}",
@@ -48,7 +48,7 @@ def run(way: str, seed: int, settings: argparse.Namespace) -> dict[str, Any]:
         f"launcher.slots={settings.slots}",
     ]
     words += [f"pruner.min_samples={settings.min_samples}"] if way == "asha" else []
-    outcome = sweep.start("asha", words, quiet=True)
+    outcome = sweeping.start("asha", words, quiet=True)
     best = outcome.best["value"] if outcome.best else float("nan")
     return {
         "way": way,

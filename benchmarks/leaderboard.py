@@ -49,7 +49,7 @@ def main() -> int:
         from boardkit import board_study
 
         board_study(folder, arguments.trials, arguments.rows)
-    from lorasweep.leaderboard import board as leaderboard
+    from lorasweep.ranking import board as leaderboard
 
     words = [f"tracking.dir={folder}"]
     board = leaderboard.load("many", words)

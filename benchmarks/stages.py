@@ -61,9 +61,9 @@ def note_memory(owner: Any, name: str) -> None:
 
 def main() -> None:
     RUNNING.append("import")
-    from lorasweep import report, sweep
+    from lorasweep import reporting, sweeping
     from lorasweep.checkpoint import Checkpoints
-    from lorasweep.leaderboard import board as leaderboard
+    from lorasweep.ranking import board as leaderboard
     from lorasweep.search import study
     from lorasweep.tracking.tracker import Tracker
     from lorasweep.training import pack
@@ -89,9 +89,9 @@ def main() -> None:
     for name in (*asked, "complete", "fail", "prune", "set_run", "add_seconds"):
         timed(study.SweepStudy, name, "study")
     timed(Checkpoints, "save", "checkpoints")
-    timed(report, "attach", "report")
+    timed(reporting, "attach", "report")
     timed(leaderboard.Leaderboard, "of", "leaderboard")
-    sweep.start(sys.argv[1], sys.argv[2:], quiet=True)
+    sweeping.start(sys.argv[1], sys.argv[2:], quiet=True)
     _switch()
     found = {stage: round(seconds, 3) for stage, seconds in SECONDS.items()}
     print(json.dumps({"seconds": found, "loaded_mib": round(LOADED_MIB[0])}))

@@ -13,12 +13,12 @@ SOURCE = Path(__file__).parent.parent / "src" / "lorasweep"
 LAYERS = [
     ("cli",),
     ("planning", "promotion", "prediction", "exporting", "reproduction", "ui", "doctor", "control", "workers"),
-    ("sweep",),
+    ("sweeping",),
     ("launchers",),
     ("closing",),
-    ("report", "forking", "prechecks", "publishing"),
+    ("reporting", "forking", "prechecks", "publishing"),
     ("finalists",),
-    ("leaderboard", "registry", "live"),
+    ("ranking", "registry", "live"),
     ("worker",),
     ("workbench",),
     ("search", "tracking", "training"),
@@ -53,7 +53,7 @@ OWNERS = {
 
 
 def room_of(relative: Path) -> str:
-    """`training/pack.py` -> `training`; `sweep.py` -> `sweep`."""
+    """`training/pack.py` -> `training`; `sweeping.py` -> `sweeping`."""
     return relative.parts[0].removesuffix(".py")
 
 

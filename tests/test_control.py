@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from lorasweep import sweep
+from lorasweep import sweeping
 from lorasweep.cli import main
 from lorasweep.config.home import Folders
 from lorasweep.search.study import SweepStudy
@@ -25,7 +25,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (home / "sweeps" / "mini.yaml").write_text(SWEEP)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LORASWEEP_HOME", str(home))
-        sweep.start("mini", WORDS, quiet=True)
+        sweeping.start("mini", WORDS, quiet=True)
     return home
 
 
@@ -71,7 +71,7 @@ def test_clones_train_beside_the_budget_and_warm_ones_go_on_from_the_adapter(
     warm = json.loads(capsys.readouterr().out)
     assert main(["clone", "mini", "0", "train.max_steps=4"]) == 0
     assert f"Trial {warm['trial'] + 1} waits for the next free slot" in capsys.readouterr().out
-    outcome = sweep.resume("mini", [], quiet=True)
+    outcome = sweeping.resume("mini", [], quiet=True)
     rows = {row["trial"]: row for row in outcome.board.rows}
     source, continued, afresh = rows[0], rows[warm["trial"]], rows[warm["trial"] + 1]
     assert continued["params"] == afresh["params"] == {**source["params"], "train.max_steps": 4}
@@ -110,6 +110,6 @@ def test_a_swept_adapter_that_the_base_lacks_is_found_before_anything_is_stored(
 
 
 def test_resume_puts_an_override_in_the_place_of_the_old_one(home: Path) -> None:
-    sweep.resume("mini", ["launcher.threads=1", "launcher.slots=1"], quiet=True)
+    sweeping.resume("mini", ["launcher.threads=1", "launcher.slots=1"], quiet=True)
     words = SweepStudy.load(Folders(home), "mini").overrides
     assert [word for word in words if word.startswith("launcher.")] == ["launcher.threads=1", "launcher.slots=1"]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lorasweep import finalists, sweep
+from lorasweep import finalists, sweeping
 from lorasweep.config.home import Folders
 from lorasweep.failpoints import VARIABLE
 from lorasweep.search.study import SweepStudy
@@ -33,7 +33,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_best_are_repeated_and_ranked_by_their_mean(home: Path) -> None:
-    outcome = sweep.start("mini", WORDS, quiet=True)
+    outcome = sweeping.start("mini", WORDS, quiet=True)
     assert outcome.counts == {"running": 0, "complete": 3, "pruned": 0, "failed": 0}
     found = [row["finalist"] for row in outcome.board.rows if row["finalist"]]
     assert [len(one["values"]) for one in found] == [2, 2] and all(one["seeds"] == [1, 2] for one in found)
@@ -54,24 +54,24 @@ def test_the_best_are_repeated_and_ranked_by_their_mean(home: Path) -> None:
     # one of them is the trial with another seed and nothing else
     point = [f"{key}={value!r}" for key, value in first["params"].items()]
     plain = ["data.demo_rows=240", "train.eval_every_steps=4", "train.log_every_steps=2", "launcher.threads=1"]
-    alone = sweep.train(["model=tiny_encoder", "data=demo_reviews", *plain, *point, "train.seed=2"], quiet=True)
+    alone = sweeping.train(["model=tiny_encoder", "data=demo_reviews", *plain, *point, "train.seed=2"], quiet=True)
     assert alone.best is not None
     assert alone.best["value"] == pytest.approx(first["finalist"]["values"][1], abs=1e-6)
-    again = sweep.start("mini", WORDS, quiet=True)
+    again = sweeping.start("mini", WORDS, quiet=True)
     assert again.nothing_to_do and again.board.rows[0]["finalist"] == first["finalist"]
-    more = sweep.start("mini", [*WORDS[:-1], "sweep.finalists.seeds=3"], quiet=True)
+    more = sweeping.start("mini", [*WORDS[:-1], "sweep.finalists.seeds=3"], quiet=True)
     assert not more.nothing_to_do and len(more.board.rows[0]["finalist"]["values"]) == 3
 
 
 def test_the_search_goes_on_as_if_there_were_none(home: Path) -> None:
     """A larger budget afterwards proposes what it would have proposed."""
     words = ["launcher.slots=1", "launcher.threads=1", "sampler=tpe", "sampler.startup_trials=2", "sweep.trials=3"]
-    sweep.start("mini", [*words, *WORDS[3:]], quiet=True)
-    with_them = sweep.start("mini", [*words[:-1], "sweep.trials=5"], quiet=True)
-    plain = sweep.start("mini", [*words, "sweep.name=plain"], quiet=True)
-    plain = sweep.start("mini", [*words[:-1], "sweep.trials=5", "sweep.name=plain"], quiet=True)
+    sweeping.start("mini", [*words, *WORDS[3:]], quiet=True)
+    with_them = sweeping.start("mini", [*words[:-1], "sweep.trials=5"], quiet=True)
+    plain = sweeping.start("mini", [*words, "sweep.name=plain"], quiet=True)
+    plain = sweeping.start("mini", [*words[:-1], "sweep.trials=5", "sweep.name=plain"], quiet=True)
 
-    def points(outcome: sweep.Outcome) -> dict[int, tuple[object, float]]:
+    def points(outcome: sweeping.Outcome) -> dict[int, tuple[object, float]]:
         return {row["trial"]: (row["params"], row["value"]) for row in outcome.board.rows}
 
     assert points(with_them) == points(plain) and len(points(plain)) == 5

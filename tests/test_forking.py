@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lorasweep import sweep
+from lorasweep import sweeping
 from lorasweep.cli import main
 from lorasweep.config.home import Folders
 from lorasweep.errors import TooManyFailures, UsageError
@@ -28,12 +28,12 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_changed_sweep_is_refused_or_forked(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from test_main_job import client_of
 
-    sweep.start("mini", WORDS, quiet=True)
+    sweeping.start("mini", WORDS, quiet=True)
     changed = [*WORDS, "train.eval_every_steps=2"]
     assert main(["sweep", "mini", *changed, "--json"]) == 2
     message = capsys.readouterr().err
     assert "train.eval_every_steps: 4 -> 2" in message and "--fork NEWNAME" in message
-    outcome = sweep.start("mini", changed, quiet=True, fork="finer")
+    outcome = sweeping.start("mini", changed, quiet=True, fork="finer")
     assert outcome.board.sweep == "finer" and outcome.counts["complete"] == 2  # its own budget
     old, new = SweepStudy.load(Folders(home), "mini"), SweepStudy.load(Folders(home), "finer")
     assert old.counts()["complete"] == 2 and old.config.train.eval_every_steps == 4
@@ -43,21 +43,21 @@ def test_a_changed_sweep_is_refused_or_forked(home: Path, capsys: pytest.Capture
     experiment = client.get_experiment_by_name("finer")
     (own,) = client.search_runs([experiment.experiment_id], "tags.`lorasweep.kind` = 'sweep'")
     assert own.data.tags["lorasweep.forked_from"] == "mini"
-    assert sweep.resume("finer", ["sweep.trials=3"], quiet=True).counts["complete"] == 3
+    assert sweeping.resume("finer", ["sweep.trials=3"], quiet=True).counts["complete"] == 3
     with pytest.raises(UsageError, match="there is a sweep 'finer' already; continue it with `lorasweep resume finer`"):
-        sweep.start("mini", changed, quiet=True, fork="finer")
+        sweeping.start("mini", changed, quiet=True, fork="finer")
 
 
 def test_a_fork_that_only_searches_otherwise_starts_from_the_old_trials(home: Path) -> None:
-    sweep.start("mini", WORDS, quiet=True)
-    outcome = sweep.start("mini", [*WORDS, "sampler.seed=7"], quiet=True, fork="again")
+    sweeping.start("mini", WORDS, quiet=True)
+    outcome = sweeping.start("mini", [*WORDS, "sampler.seed=7"], quiet=True, fork="again")
     assert outcome.counts["complete"] == 2
     assert SweepStudy.load(Folders(home), "again").seeded_from == {"mini": 2}
 
 
 def test_there_must_be_something_to_fork(home: Path) -> None:
     with pytest.raises(UsageError, match="no sweep 'mini'"):
-        sweep.start("mini", WORDS, quiet=True, fork="new")
+        sweeping.start("mini", WORDS, quiet=True, fork="new")
 
 
 def test_a_cause_that_fails_every_trial_stops_the_sweep_and_is_told(
@@ -71,5 +71,5 @@ def test_a_cause_that_fails_every_trial_stops_the_sweep_and_is_told(
     study = SweepStudy.load(Folders(home), "bad")
     assert 3 <= study.counts()["failed"] <= 4
     with pytest.raises(TooManyFailures):
-        sweep.resume("bad", [], quiet=True)
-    assert sweep.resume("bad", ["sweep.max_failures=0"], quiet=True).counts["failed"] == 9
+        sweeping.resume("bad", [], quiet=True)
+    assert sweeping.resume("bad", ["sweep.max_failures=0"], quiet=True).counts["failed"] == 9

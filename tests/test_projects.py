@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from lorasweep import cli, sweep
+from lorasweep import cli, sweeping
 from lorasweep.models.baselines import Baseline
 
 SMALLER = ["scale=smoke", "scale.trials=2", "scale.max_steps=2", "scale.train_rows=16", "scale.eval_rows=8"]
@@ -36,7 +36,9 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, An
     os.environ |= {"XDG_CACHE_HOME": str(folder / "cache"), "LORASWEEP_HOME": str(folder)}
     try:
         for name in PROJECTS:
-            outcome = sweep.start(name, [*SMALLER, f"tracking.dir={folder}", "tracking.price_per_hour=2"], quiet=True)
+            outcome = sweeping.start(
+                name, [*SMALLER, f"tracking.dir={folder}", "tracking.price_per_hour=2"], quiet=True
+            )
             assert outcome.board.sweep == f"{name}-smoke"
             found[name] = sorted(outcome.board.rows, key=lambda row: row["trial"])
     finally:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lorasweep import results, sweep
+from lorasweep import results, sweeping
 from lorasweep.config.home import Folders
 from lorasweep.depot import FolderDepot, files_of
 from lorasweep.errors import StorageError
@@ -123,7 +123,7 @@ def test_every_metric_of_a_trial_comes_out_of_its_file(
     (tmp_path / "sweeps" / "mini.yaml").write_text(SWEEP)
     monkeypatch.setenv("LORASWEEP_HOME", str(tmp_path))
     words = ["launcher.slots=2", "launcher.threads=1", "sweep.trials=2", f"sweep.objective.metric={metric}"]
-    outcome = sweep.start("mini", words, quiet=True)
+    outcome = sweeping.start("mini", words, quiet=True)
     for row in outcome.board.rows:
         found = results.read(Folders(tmp_path), "mini", row["trial"])
         assert found is not None and row["eval_rows"] == len(found)

@@ -42,7 +42,7 @@ sweep:
     train.max_steps: range(5, 17, 4)
 """
 LIBRARIES = (  # what a sweep imports by and by
-    "lorasweep.sweep", "lorasweep.worker.loop", "lorasweep.tracking.tracker", "lorasweep.training.snapshot",
+    "lorasweep.sweeping", "lorasweep.worker.loop", "lorasweep.tracking.tracker", "lorasweep.training.snapshot",
     "optuna.importance",
     "lorasweep.metrics.classification", "lorasweep.models.peft_format", "lorasweep.search.samplers", "peft",
     "mlflow.store.tracking.sqlalchemy_store", "transformers.models.bert.modeling_bert",

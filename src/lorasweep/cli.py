@@ -199,36 +199,36 @@ def _print_json(document: dict[str, Any]) -> None:
 
 
 def _sweep(arguments: argparse.Namespace, overrides: list[str]) -> int:
-    from lorasweep import sweep
+    from lorasweep import sweeping
 
-    outcome = sweep.start(
+    outcome = sweeping.start(
         arguments.name, overrides, arguments.json, arguments.join, arguments.fork, detach=arguments.detach
     )
     return _show_outcome(arguments, outcome)
 
 
 def _resume(arguments: argparse.Namespace, overrides: list[str]) -> int:
-    from lorasweep import sweep
+    from lorasweep import sweeping
 
-    outcome = sweep.resume(
+    outcome = sweeping.resume(
         arguments.name, overrides, quiet=arguments.json, join=arguments.join, detach=arguments.detach
     )
     return _show_outcome(arguments, outcome)
 
 
 def _train(arguments: argparse.Namespace, overrides: list[str]) -> int:
-    from lorasweep import sweep
+    from lorasweep import sweeping
 
-    return _show_outcome(arguments, sweep.train(overrides, quiet=arguments.json))
+    return _show_outcome(arguments, sweeping.train(overrides, quiet=arguments.json))
 
 
 def _show_outcome(arguments: argparse.Namespace, outcome: Any) -> int:
-    from lorasweep import sweep
+    from lorasweep import sweeping
 
     if arguments.json:
         _print_json(outcome.to_json())
     else:
-        sweep.show_outcome(outcome)
+        sweeping.show_outcome(outcome)
     return 0 if outcome.best is not None or outcome.detached else 1
 
 
@@ -244,7 +244,7 @@ def _plan(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def _leaderboard(arguments: argparse.Namespace, overrides: list[str]) -> int:
-    from lorasweep.leaderboard import board as leaderboard
+    from lorasweep.ranking import board as leaderboard
 
     if arguments.json and arguments.csv:
         raise UsageError("--json and --csv both write standard output; leave one of them out")
@@ -259,9 +259,9 @@ def _leaderboard(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def _report(arguments: argparse.Namespace, overrides: list[str]) -> int:
-    from lorasweep import report
+    from lorasweep import reporting
 
-    path = report.write(arguments.name, overrides, out=arguments.out)
+    path = reporting.write(arguments.name, overrides, out=arguments.out)
     if arguments.json:
         _print_json({"sweep": arguments.name, "report": str(path)})
     else:

@@ -2,7 +2,7 @@
 
 A kill may come between the last trial's end and the sweep's: the next start finds nothing left to train, and closes.
 The study notes how many trials had ended when it was closed, so that nothing is done twice, also not by two processes
-that end at the same moment. Neighbours: `sweep` (calls), `tracking`, `report`, `publishing`.
+that end at the same moment. Neighbours: `sweeping` (calls), `tracking`, `reporting`, `publishing`.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import Any
 
-from lorasweep import failpoints, publishing, report
+from lorasweep import failpoints, publishing, reporting
 from lorasweep.checkpoint import forget_checkpoints
 from lorasweep.config import compose
 from lorasweep.errors import LorasweepError
-from lorasweep.leaderboard import board as leaderboard
 from lorasweep.posts import Post
+from lorasweep.ranking import board as leaderboard
 from lorasweep.search.study import SweepStudy
 from lorasweep.tracking.tracker import Tracker
 
@@ -28,7 +28,7 @@ def close(study: SweepStudy, tracker: Tracker, post: Post) -> None:
         failpoints.reach("trials-told")
         tracker.close_sweep(summary(study))
         failpoints.reach("sweep-ended")
-        report.attach(study, study.folders)
+        reporting.attach(study, study.folders)
         publishing.publish(study, study.folders)
         study.note_closed()
         if study.folders.files is not None:

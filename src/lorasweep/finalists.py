@@ -3,7 +3,7 @@
 Repeats train as trials do, by the same worker, packs and checkpoints, so they are as cheap and as exactly resumable;
 they are no trials of the search. Workers that share a sweep share its finalists: each waits until no trial of the
 search is running, one plans them, all take from those that wait. Packs start afresh, so that a repeat's numbers do not
-depend on the search before it. Neighbours: `search.finals` (where they are kept), `worker`, `leaderboard`; `sweep` runs
+depend on the search before it. Neighbours: `search.finals` (where they are kept), `worker`, `ranking`; `sweeping` runs
 them, `promotion` asks for the best.
 """
 
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lorasweep.errors import LorasweepError, StorageError
-from lorasweep.leaderboard.board import Leaderboard, rank
+from lorasweep.ranking.board import Leaderboard, rank
 from lorasweep.records import TrialRecord, TrialState
 from lorasweep.search.finals import SEED_KEY, FinalsStudy
 

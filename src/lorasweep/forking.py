@@ -3,7 +3,7 @@
 The new sweep has a study and an experiment of its own and the whole budget before it: trials of the old one are not
 copied, because what was changed may be what their values depend on. Where nothing was changed but what varies and who
 proposes, the old trials are points of the same landscape: the sampler starts from them (`sweep.warm_start`). The old
-sweep stays as it is. Neighbours: `sweep` (the command), `search.identity` (what differs), `search.warmstart`.
+sweep stays as it is. Neighbours: `sweeping` (the command), `search.identity` (what differs), `search.warmstart`.
 """
 
 from __future__ import annotations

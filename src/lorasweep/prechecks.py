@@ -1,6 +1,6 @@
 """What is looked at before a sweep exists: everything that can be wrong shows while nothing is stored yet.
 
-Also what makes a sweep itself (`identify`), since the same workbench knows it. Neighbours: `sweep` and `planning`
+Also what makes a sweep itself (`identify`), since the same workbench knows it. Neighbours: `sweeping` and `planning`
 (who call), `workbench` (loads what is checked), `search.space` (the points that touch every bound).
 """
 

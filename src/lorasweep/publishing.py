@@ -1,14 +1,14 @@
 """Keeps MLflow's page about a sweep current: its saved views, its descriptions, and those of its registered model.
 
 Called when a sweep ends, when `lorasweep ui` opens it and when a model of it is promoted, so that a running sweep's
-page is current whenever it is opened by us. Neighbours: `leaderboard` (rows), `tracking.publish` (stores); `sweep`,
+page is current whenever it is opened by us. Neighbours: `ranking` (rows), `tracking.publish` (stores); `sweeping`,
 `ui` and `promotion` call.
 """
 
 from __future__ import annotations
 
 from lorasweep.config.home import Folders
-from lorasweep.leaderboard.board import Leaderboard
+from lorasweep.ranking.board import Leaderboard
 from lorasweep.records import TrialState
 from lorasweep.search.study import SweepStudy
 from lorasweep.tracking import publish as tracking_publish

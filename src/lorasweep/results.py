@@ -3,7 +3,7 @@
 `results/trial-00007.safetensors` among the sweep's files: labels, probabilities (float32, as the metrics were computed
 from them) and losses, so that every metric can be computed again, and any two trials of a sweep be compared row by row.
 Written whole or not at all, before the study hears of the trial's end. Neighbours: `depot` (the files), `stats` (what
-reads are for), `outcomes` (writes), `leaderboard` (reads). Without torch, so that a leaderboard needs none.
+reads are for), `outcomes` (writes), `ranking` (reads). Without torch, so that a leaderboard needs none.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ import pytest
 
 from boardkit import study_of
 from lorasweep.config.schema import Config
-from lorasweep.leaderboard.board import Leaderboard
+from lorasweep.ranking.board import Leaderboard
 from lorasweep.records import TrialRecord, TrialState
 from lorasweep.search.finals import FinalsStudy, found_in
 from lorasweep.search.study import SweepStudy

@@ -12,7 +12,7 @@ from lorasweep.config.compose import compose
 from lorasweep.config.home import Folders
 from lorasweep.config.schema import ObjectiveConfig
 from lorasweep.errors import ConfigError, TrialFailed
-from lorasweep.leaderboard import board as leaderboard
+from lorasweep.ranking import board as leaderboard
 from lorasweep.records import TrialState
 from lorasweep.search.objectives import Goals, read_constraint
 from lorasweep.search.space import parse_space

@@ -11,7 +11,7 @@ from test_study import HOME, Asked, ask, folders, make_config, record, storage_u
 
 from lorasweep.config.home import Folders
 from lorasweep.errors import ConfigError, UsageError
-from lorasweep.leaderboard import board as leaderboard
+from lorasweep.ranking import board as leaderboard
 from lorasweep.records import TrialState
 from lorasweep.search.space import parse_space
 from lorasweep.search.study import SweepStudy

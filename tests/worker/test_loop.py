@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from lorasweep import sweep
+from lorasweep import sweeping
 from lorasweep.config.home import Folders
 from lorasweep.search.study import SweepStudy
 from lorasweep.worker.loop import Interrupted
@@ -36,7 +36,7 @@ def run_tags(home: Path) -> dict[int, dict[str, str]]:
 
 
 def test_a_loser_leaves_at_its_rung_and_says_why_everywhere(home: Path) -> None:
-    outcome = sweep.start("mini", [*WORDS, "pruner=asha", "pruner.min_samples=24", "sweep.trials=6"], quiet=True)
+    outcome = sweeping.start("mini", [*WORDS, "pruner=asha", "pruner.min_samples=24", "sweep.trials=6"], quiet=True)
     rows = {row["trial"]: row for row in outcome.board.rows}
     pruned = [row for row in rows.values() if row["state"] == "pruned"]
     assert outcome.counts["pruned"] == len(pruned) > 0
@@ -60,7 +60,7 @@ def test_wilcoxon_gets_its_rows(home: Path) -> None:
         [],
         ["sweep.name=loss", "sweep.objective.metric=eval/loss", "sweep.objective.direction=minimize"],
     ):
-        outcome = sweep.start("mini", ["launcher.slots=1", "launcher.threads=1", *words, *objective], quiet=True)
+        outcome = sweeping.start("mini", ["launcher.slots=1", "launcher.threads=1", *words, *objective], quiet=True)
         reasons = [row["reason"] for row in outcome.board.rows if row["state"] == "pruned"]
         assert reasons and all("validation rows" in reason for reason in reasons)
 
@@ -81,12 +81,12 @@ class Asker:
 
 
 def with_progress(monkeypatch: pytest.MonkeyPatch, progress: Any) -> None:
-    monkeypatch.setattr("lorasweep.sweep.Silent", lambda: progress)
+    monkeypatch.setattr("lorasweep.sweeping.Silent", lambda: progress)
 
 
 def test_a_stopped_trial_ends_as_pruned_with_what_it_has(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with_progress(monkeypatch, Asker(home, "stop", 1, at_step=5))
-    outcome = sweep.start("mini", ["launcher.slots=2", "launcher.threads=1", "sweep.trials=3"], quiet=True)
+    outcome = sweeping.start("mini", ["launcher.slots=2", "launcher.threads=1", "sweep.trials=3"], quiet=True)
     row = next(row for row in outcome.board.rows if row["trial"] == 1)
     assert (row["state"], row["samples"]) == ("pruned", 5 * row["params"]["train.batch_size"])
     assert row["reason"] == f"stopped by hand after {row['samples']} samples"
@@ -100,7 +100,7 @@ def test_a_stopped_trial_ends_as_pruned_with_what_it_has(home: Path, monkeypatch
 def test_a_pause_saves_and_resume_goes_on(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with_progress(monkeypatch, Asker(home, "pause", at_step=5))
     with pytest.raises(Interrupted, match=r"mini is paused and saved; trials 0, 1 go on with `lorasweep resume mini`"):
-        sweep.start("mini", ["launcher.slots=2", "launcher.threads=1", "sweep.trials=3"], quiet=True)
+        sweeping.start("mini", ["launcher.slots=2", "launcher.threads=1", "sweep.trials=3"], quiet=True)
     with_progress(monkeypatch, Asker(home, "none"))
-    outcome = sweep.resume("mini", [], quiet=True)
+    outcome = sweeping.resume("mini", [], quiet=True)
     assert outcome.counts == {"running": 0, "complete": 3, "pruned": 0, "failed": 0}

@@ -3,8 +3,8 @@ stored or shown.
 
 MLflow's client takes the login from its own variables of the environment, PostgreSQL's the password: what of them
 stands in an address moves there for as long as this process lives. The database's user stays: it is no secret, and no
-two are the same database. A store of files is given no login in its address at all. Neighbours: `compose` and `sweep`
-(every address passes here), `checks`, `depot` (opens the place of files).
+two are the same database. A store of files is given no login in its address at all. Neighbours: `compose`,
+`sweeping` (every address passes here), `checks`, `depot` (opens the place of files).
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """Where a sweep's workers go by its settings: who runs them is chosen and checked before anything is stored, and their
-work brought to its end. Neighbours: `local`, `ray` (crews), `oversight`; `sweep` calls.
+work brought to its end. Neighbours: `local`, `ray` (crews), `oversight`; `sweeping` calls.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Watches the workers of a sweep for the person at the command: one view for all, and a clean end however it comes.
 
 What trials did is read in the study, which holds it whoever trained them; where they are between two evaluations comes
-as news from their workers. Neighbours: `local` and `ray` (crews), `live` (shows), `sweep` (calls).
+as news from their workers. Neighbours: `local` and `ray` (crews), `live` (shows), `sweeping` (calls).
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 A post that nobody holds any more is that of a dead worker: living workers take over its trials one by one, as its
 checkpoints have them. On one host a post is a lock file (`locks`), over hosts a row with a heartbeat in the database of
-the studies (`table`). Neighbours: `sweep` and `launchers` (enter), `worker` (asks and takes over), `search.leases`
+the studies (`table`). Neighbours: `sweeping` and `launchers` (enter), `worker` (asks and takes over), `search.leases`
 (which post a trial is at).
 """
 

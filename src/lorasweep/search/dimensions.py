@@ -1,7 +1,7 @@
 """Swept keys as dimensions, and points of the space that they span; some keys exist only at some values of others.
 
 Pure but for `suggest`, which draws through Optuna's trial. Neighbours: `space` (reads them from a sweep file),
-`samplers` (draws), `sweep` and `planning` (probe points).
+`samplers` (draws), `sweeping` and `planning` (probe points).
 """
 
 from __future__ import annotations

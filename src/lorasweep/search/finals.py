@@ -3,7 +3,7 @@
 No sampler, pruner or budget of the sweep sees them. They wait in that study with their points, so any number of workers
 share them as they share trials, and exactly one gets each. All workers meet the same seeds, and a seed of the search is
 none of them: a first look was chosen for being high, a fresh one was not. Neighbours: `study` (what is repeated),
-`finalists` (who decides which, and trains them), `leaderboard` (ranks by what they gave).
+`finalists` (who decides which, and trains them), `ranking` (ranks by what they gave).
 """
 
 from __future__ import annotations

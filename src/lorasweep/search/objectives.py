@@ -1,7 +1,7 @@
 """What a sweep is after where that is more than one metric: several objectives, their Pareto front, and constraints.
 
 A quantity is a metric of the kept checkpoint by its logged name, or a fact of the trial's record (`FACTS`). Pure.
-Neighbours: `study` (tells Optuna), `leaderboard` (marks the front and what breaks a constraint).
+Neighbours: `study` (tells Optuna), `ranking` (marks the front and what breaks a constraint).
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 The grammar means what Hydra's Optuna sweeper makes of it: `range(1,3)` is an integer dimension that includes 3,
 `shuffle(range(1,3))` the choice of 1 and 2, `interval(1,5)` a float, `int(interval(1,5))` an integer, `tag(log, …)`
-logarithmic, `a,b` a choice. Neighbours: `study` (draws), `sweep` (checks every bound before training).
+logarithmic, `a,b` a choice. Neighbours: `study` (draws), `sweeping` (checks every bound before training).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What numbers from a few hundred evaluation rows can and cannot say. Pure numpy and scipy: knows no sweep, no file.
 
 `scores` (a metric of many resamples), `intervals` (how sure one number is), `paired` (is one model better than
-another), `many` (which of many are as good as the first). Users: `worker` (a trial's interval), `leaderboard` (ties),
+another), `many` (which of many are as good as the first). Users: `worker` (a trial's interval), `ranking` (ties),
 `registry` (the gate of a promotion).
 """
 

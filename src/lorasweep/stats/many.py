@@ -3,7 +3,7 @@
 The first is first because it was looked for, so a comparison with it is a choice among all pairs: each pair counts in
 the correction, not only those with the first (the range tests of Tukey and of Keuls do the same for means). What is
 promised: if a trial that is not called tied is claimed to be worse, the chance that any such claim of a sweep is wrong
-is at most the level. Neighbours: `scores`, `paired`; `leaderboard` marks the ties.
+is at most the level. Neighbours: `scores`, `paired`; `ranking` marks the ties.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What MLflow has of runs' metrics, as the points of a spool: for workers on another host, and for the report there.
 
 A spool holds what one host reported. Where several work on a sweep, MLflow alone has all of it.
-Neighbours: `tracker` (goes on with a trial), `spool`; `report` reads curves.
+Neighbours: `tracker` (goes on with a trial), `spool`; `reporting` reads curves.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What commands other than a worker do with a tracked sweep: find it in MLflow, and pass on what still waits for it.
 
-Neighbours: `tracking` (the worker's side), `spool` (what waits); `ui` and `sweep` call.
+Neighbours: `tracking` (the worker's side), `spool` (what waits); `ui` and `sweeping` call.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 The probe trains a few micro-batches in throw-away slots. On a GPU the allocator says what they took at the highest; on
 a CPU, where nothing counts that, the probe adds up what autograd keeps for the backward pass.
-Neighbours: `pack` (probed), `planning` (the command), `sweep` (asks for slots).
+Neighbours: `pack` (probed), `planning` (the command), `sweeping` (asks for slots).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Runs a worker in this process: threads, allocator and signals set for it.
 
-Neighbours: `loop` (what runs); `sweep`, `finalists` and `launchers` call.
+Neighbours: `loop` (what runs); `sweeping`, `finalists` and `launchers` call.
 """
 
 from __future__ import annotations

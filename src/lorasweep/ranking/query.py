@@ -2,7 +2,7 @@
 
 A key is a column (`state`, `value`, `train_seconds`, …), a swept key (`adapter.r`), a metric (`eval/f1`), or the last
 part of one of these where only one ends so (`r`, `f1`). Nothing is evaluated: a condition is a key, a relation and a
-literal. Pure. Neighbours: `leaderboard` (the rows), `cli` (the words).
+literal. Pure. Neighbours: `ranking` (the rows), `cli` (the words).
 """
 
 from __future__ import annotations

@@ -15,9 +15,9 @@ from sqlalchemy import event
 from boardkit import board_study, drawn_trials, study_of
 from lorasweep import results
 from lorasweep.cli import main
-from lorasweep.leaderboard import board as leaderboard
-from lorasweep.leaderboard import ties as leaderboard_ties
-from lorasweep.leaderboard.board import Leaderboard, rank
+from lorasweep.ranking import board as leaderboard
+from lorasweep.ranking import ties as leaderboard_ties
+from lorasweep.ranking.board import Leaderboard, rank
 from lorasweep.records import TrialRecord, TrialState
 from lorasweep.search.study import SweepStudy
 from lorasweep.stats import Results, mcnemar

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import confusion_matrix, roc_auc_score
 
-from lorasweep.report import quality
+from lorasweep.reporting import quality
 from lorasweep.stats import Results
 
 

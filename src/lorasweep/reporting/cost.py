@@ -12,7 +12,7 @@ from typing import Any
 from lorasweep.config.schema import TrainConfig
 from lorasweep.live import format_seconds
 from lorasweep.records import TrialRecord, TrialState
-from lorasweep.report.material import Material
+from lorasweep.reporting.material import Material
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from typing import Any
 from lorasweep import results
 from lorasweep.config.home import Folders
 from lorasweep.config.schema import ObjectiveConfig
-from lorasweep.leaderboard import board as leaderboard
+from lorasweep.ranking import board as leaderboard
 from lorasweep.records import TrialRecord, TrialState
 from lorasweep.search.study import SweepStudy
 from lorasweep.stats import Results

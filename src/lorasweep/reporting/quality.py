@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from lorasweep.report.material import Material, thin
-from lorasweep.report.pictures import PALETTE, Grid, Picture, Plot, Series
+from lorasweep.reporting.material import Material, thin
+from lorasweep.reporting.pictures import PALETTE, Grid, Picture, Plot, Series
 from lorasweep.stats import Results
 
 MOST_CLASSES = 30  # in the confusion matrix

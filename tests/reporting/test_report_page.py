@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from lorasweep import report
+from lorasweep import reporting
 from lorasweep.config.home import Folders
 from lorasweep.errors import StorageError
-from lorasweep.report.material import Material
+from lorasweep.reporting.material import Material
 from lorasweep.search.study import SweepStudy
 from made_sweep import build
 
@@ -58,7 +58,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[SweepStudy, Folders]
 
 @pytest.fixture(scope="module")
 def page(made: tuple[SweepStudy, Folders]) -> Read:
-    return Read(report.render(*made))
+    return Read(reporting.render(*made))
 
 
 def test_every_picture_has_its_place_and_every_place_its_picture(page: Read) -> None:
@@ -74,7 +74,7 @@ def test_every_picture_has_its_place_and_every_place_its_picture(page: Read) -> 
 
 def test_several_objectives_are_all_shown(tmp_path: Path) -> None:
     folders = Folders(tmp_path)
-    page = Read(report.render(build(folders, 40, several=True), folders))
+    page = Read(reporting.render(build(folders, 40, several=True), folders))
     assert set(page.figures) >= {"objective", "objective-1", "importances", "importances-1", "trade-off-1"}
     labels = [dimension["label"] for dimension in page.figures["parallel"]["data"][0]["dimensions"]]
     assert labels[-2:] == ["eval/accuracy", "trainable_params"]
@@ -105,24 +105,24 @@ def test_text_of_users_is_text(tmp_path: Path) -> None:
             changed = json.dumps(json.dumps(record))
             database.execute(f"update trial_user_attributes set value_json = ? {where}", (changed, trial_id))
     material = Material.read(study, folders)
-    sections = report.compile_sections(material)
-    text = report._page(study, sections)
+    sections = reporting.compile_sections(material)
+    text = reporting._page(study, sections)
     assert "<script>alert" not in text and "<img" not in text
     page = Read(text)
     assert [a.get("id") for tag, a in page.elements if tag == "script"] == ["figures", "plotly", None]
     drawn = json.dumps(page.figures)
     assert "<" not in re.sub(r"<br>|<extra></extra>", "", drawn), "plotly reads names as markup"
-    report.write_pictures([picture for section in sections for picture in section.pictures], tmp_path / "drawn")
+    reporting.write_pictures([picture for section in sections for picture in section.pictures], tmp_path / "drawn")
 
 
 def test_pngs_of_all_pictures(made: tuple[SweepStudy, Folders], page: Read, tmp_path: Path) -> None:
     from PIL import Image
 
-    pictures = [picture for section in report.compile_sections(Material.read(*made)) for picture in section.pictures]
+    pictures = [picture for section in reporting.compile_sections(Material.read(*made)) for picture in section.pictures]
     stale = tmp_path / "drawn" / "old.png"
     stale.parent.mkdir()
     stale.write_bytes(b"")
-    report.write_pictures(pictures, tmp_path / "drawn")
+    reporting.write_pictures(pictures, tmp_path / "drawn")
     files = {path.stem: path for path in (tmp_path / "drawn").iterdir()}
     assert set(files) == set(page.figures)
     for path in files.values():
@@ -134,17 +134,17 @@ def test_pngs_of_all_pictures(made: tuple[SweepStudy, Folders], page: Read, tmp_
 def test_a_place_that_cannot_be_written_is_told(made: tuple[SweepStudy, Folders], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="give --out FILE"):
-        report.attach(*made, out=tmp_path / "file" / "report.html")
+        reporting.attach(*made, out=tmp_path / "file" / "report.html")
 
 
 def test_a_sweep_without_a_result_has_a_page(tmp_path: Path) -> None:
     folders = Folders(tmp_path)
-    text = report.render(build(folders, 0), folders)
+    text = reporting.render(build(folders, 0), folders)
     assert "<h2>Leaderboard</h2>" in text and "best eval/accuracy" in text
 
 
 def test_the_models_table_says_before_and_after(made: tuple[SweepStudy, Folders]) -> None:
-    from lorasweep.report import tables
+    from lorasweep.reporting import tables
 
     text = tables.models(Material.read(*made))
     heads = re.findall(r"<th>(.*?)</th>", text)
@@ -163,7 +163,7 @@ def test_ten_thousand_trials_make_a_page_of_bounded_size(tmp_path: Path) -> None
     folders = Folders(tmp_path)
     study = build(folders, 10_000, curves=False)
     best = Material.read(study, folders).ranked[0]
-    text = report.render(study, folders)
+    text = reporting.render(study, folders)
     assert len(text) < 4_000_000
     page = Read(text)
     points = page.figures["objective"]["data"]

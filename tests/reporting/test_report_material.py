@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from lorasweep.config.home import Folders
 from lorasweep.config.schema import TrainConfig
-from lorasweep.report import cost, objective, tables
-from lorasweep.report.material import Material, read_curves, some, thin
-from lorasweep.report.plotly_page import log_marks, short
+from lorasweep.reporting import cost, objective, tables
+from lorasweep.reporting.material import Material, read_curves, some, thin
+from lorasweep.reporting.plotly_page import log_marks, short
 from lorasweep.tracking import spool
 from made_sweep import build
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from lorasweep.report.material import MOST_POINTS, Material, some, some_note
-from lorasweep.report.pictures import Axis, Bars, Parallel, Picture, Plot, Series
+from lorasweep.reporting.material import MOST_POINTS, Material, some, some_note
+from lorasweep.reporting.pictures import Axis, Bars, Parallel, Picture, Plot, Series
 
 MOST_LINES = 1000  # of the parallel coordinates
 MOST_SLICES = 24

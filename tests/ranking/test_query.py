@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from lorasweep import cli
 from lorasweep.errors import UsageError
-from lorasweep.leaderboard.query import keys_of, parse_where, select
+from lorasweep.ranking.query import keys_of, parse_where, select
 
 
 def row(trial: int, **fields: Any) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 Everything that can be wrong with config, data, base or objective is found before the study exists, so that a
 mended sweep starts clean. Neighbours: `prechecks` (what is checked), `search`, `worker.here` and `launchers` (what
-runs), `leaderboard` (what is shown), `cli` (who calls).
+runs), `ranking` (what is shown), `cli` (who calls).
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from lorasweep.depot import check_files
 from lorasweep.errors import LorasweepError, UsageError
 from lorasweep.launchers import launch
 from lorasweep.launchers.oversight import Crew
-from lorasweep.leaderboard import board as leaderboard
 from lorasweep.posts import Post
 from lorasweep.prechecks import (
     check_adapters,
@@ -34,6 +33,7 @@ from lorasweep.prechecks import (
     settle_slots,
 )
 from lorasweep.progress import Progress, Silent
+from lorasweep.ranking import board as leaderboard
 from lorasweep.search import database
 from lorasweep.search.objectives import Goals
 from lorasweep.search.space import parse_space

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import re
 
-from lorasweep.report.material import CURVES, Curve, Material
-from lorasweep.report.pictures import BLUE, GREEN, PALETTE, Picture, Plot, Series
+from lorasweep.reporting.material import CURVES, Curve, Material
+from lorasweep.reporting.pictures import BLUE, GREEN, PALETTE, Picture, Plot, Series
 
 SAMPLES = "training samples seen"
 

@@ -2,8 +2,8 @@
 
 Reads the study and the local spool alone, so it works while a sweep runs and opens without a network; how each picture
 is read stands in docs/report.md. Rooms: `material` (what is read), `objective`, `curves`, `space`, `quality` (drawn),
-`tables`, `cost` (told), `page` and `plotly_page` (HTML), `png` (files). Neighbours: `leaderboard`, `tracking.files`
-(keeps a copy on the sweep's own run), `cli` and `sweep` (call).
+`tables`, `cost` (told), `page` and `plotly_page` (HTML), `png` (files). Neighbours: `ranking`, `tracking.files`
+(keeps a copy on the sweep's own run), `cli` and `sweeping` (call).
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from lorasweep.config import compose
 from lorasweep.config.home import Folders, Home
 from lorasweep.errors import StorageError
 from lorasweep.live import format_seconds
-from lorasweep.report import cost, curves, objective, page, png, quality, space, tables
-from lorasweep.report.material import Material
-from lorasweep.report.page import Section
-from lorasweep.report.pictures import Picture
+from lorasweep.reporting import cost, curves, objective, page, png, quality, space, tables
+from lorasweep.reporting.material import Material
+from lorasweep.reporting.page import Section
+from lorasweep.reporting.pictures import Picture
 from lorasweep.search.study import SweepStudy
 
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from lorasweep.live import format_params
 from lorasweep.records import TrialState
-from lorasweep.report.material import MOST_POINTS, Material, some, some_note
-from lorasweep.report.pictures import AMBER, BLUE, GREEN, GREY, Bars, Picture, Plot, Series
+from lorasweep.reporting.material import MOST_POINTS, Material, some, some_note
+from lorasweep.reporting.pictures import AMBER, BLUE, GREEN, GREY, Bars, Picture, Plot, Series
 
 
 def pictures(material: Material) -> list[Picture]:

@@ -13,7 +13,7 @@ import math
 from functools import cache
 from typing import Any
 
-from lorasweep.report.pictures import BLUE, GREEN, GREY, PALETTE, Axis, Bars, Grid, Parallel, Picture, Plot, Series
+from lorasweep.reporting.pictures import BLUE, GREEN, GREY, PALETTE, Axis, Bars, Grid, Parallel, Picture, Plot, Series
 
 DIGITS = 5  # significant ones; more are not seen in a picture, and the page would be twice as large
 SCALE = [[0.0, "#dbe7f3"], [0.5, "#5b93c7"], [1.0, "#12395f"]]

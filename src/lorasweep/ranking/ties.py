@@ -2,7 +2,7 @@
 
 Reads the trials' answers in the order of the table, and stops where a whole block is clearly worse, so that a sweep of
 thousands costs no more than its ties. Neighbours: `stats.many` (the tests and their correction), `results` (the files);
-`leaderboard` calls.
+`ranking` calls.
 """
 
 from __future__ import annotations

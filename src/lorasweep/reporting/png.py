@@ -10,7 +10,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lorasweep.report.pictures import BLUE, GREEN, GREY, Bars, Grid, Parallel, Picture, Plot, Series
+from lorasweep.reporting.pictures import BLUE, GREEN, GREY, Bars, Grid, Parallel, Picture, Plot, Series
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

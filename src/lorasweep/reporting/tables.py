@@ -13,9 +13,9 @@ from typing import Any
 import yaml
 
 from lorasweep.errors import LorasweepError
-from lorasweep.leaderboard.table import explained
+from lorasweep.ranking.table import explained
 from lorasweep.records import TrialRecord
-from lorasweep.report.material import Material
+from lorasweep.reporting.material import Material
 from lorasweep.tracking.recorded import Recorded
 
 SURE = ("95% interval", "against the first")

@@ -10,8 +10,8 @@ import html
 import json
 from dataclasses import dataclass, field
 
-from lorasweep.report import plotly_page
-from lorasweep.report.pictures import Picture
+from lorasweep.reporting import plotly_page
+from lorasweep.reporting.pictures import Picture
 
 
 @dataclass
@@ -136,7 +136,7 @@ def _section(section: Section) -> str:
 
 
 def _figure(picture: Picture) -> str:
-    from lorasweep.report.pictures import Parallel
+    from lorasweep.reporting.pictures import Parallel
 
     wide = ' class="wide"' if isinstance(picture, Parallel) or picture.key == "objective" else ""
     return (

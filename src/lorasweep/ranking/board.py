@@ -3,8 +3,8 @@ server.
 
 Finalists are ranked by their mean over seeds, then complete trials by the objective in its direction; equal values
 share a rank. Running, pruned and failed trials follow with their reason and have none. Neighbours: `search.study` and
-`results` (read), `leaderboard.ties` (who is as good as the first), `leaderboard.query` (--where, --sort),
-`leaderboard.table` (terminal, CSV); `cli`, `sweep` and `report` show it.
+`results` (read), `ranking.ties` (who is as good as the first), `ranking.query` (--where, --sort),
+`ranking.table` (terminal, CSV); `cli`, `sweeping` and `reporting` show it.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 from lorasweep import results
 from lorasweep.errors import StorageError
-from lorasweep.leaderboard import query as leaderboard_query
-from lorasweep.leaderboard import ties as leaderboard_ties
-from lorasweep.leaderboard.table import AFTER_THE_RANKED, show, table, write_csv
-from lorasweep.leaderboard.ties import Ties
+from lorasweep.ranking import query as leaderboard_query
+from lorasweep.ranking import ties as leaderboard_ties
+from lorasweep.ranking.table import AFTER_THE_RANKED, show, table, write_csv
+from lorasweep.ranking.ties import Ties
 from lorasweep.records import TrialRecord, TrialState
 from lorasweep.stats import Results
 
@@ -99,7 +99,7 @@ class Leaderboard:
 
 
 def load(name: str, overrides: list[str], where: list[str] | None = None, sort: str | None = None) -> Leaderboard:
-    """The leaderboard of a stored sweep, of it the rows that keep all conditions (see `leaderboard.query`).
+    """The leaderboard of a stored sweep, of it the rows that keep all conditions (see `ranking.query`).
 
     Raises:
         UsageError: there is no sweep of this name, or an unknown key in `where` or `sort`.

@@ -17,7 +17,7 @@ from rich.console import Console
 from lorasweep.config.home import Folders
 from lorasweep.config.schema import Config
 from lorasweep.errors import UsageError
-from lorasweep.leaderboard.board import Leaderboard, load, rank, table
+from lorasweep.ranking.board import Leaderboard, load, rank, table
 from lorasweep.records import TrialRecord, TrialState
 from lorasweep.search.space import parse_space
 from lorasweep.search.study import SweepStudy
@@ -166,8 +166,6 @@ def test_a_stored_sweep_is_loaded_and_an_unknown_one_is_named(tmp_path: Path) ->
 
 
 def test_the_leaderboard_needs_no_mlflow_and_no_torch() -> None:
-    code = (
-        "import sys, lorasweep.leaderboard.board, lorasweep.search.study; print({'mlflow', 'torch'} & set(sys.modules))"
-    )
+    code = "import sys, lorasweep.ranking.board, lorasweep.search.study; print({'mlflow', 'torch'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

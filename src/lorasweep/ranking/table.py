@@ -1,6 +1,6 @@
 """The leaderboard in the terminal, as a table that fits, and as CSV.
 
-Neighbours: `leaderboard` (the rows and what they mean); `sweep` and `cli` show it.
+Neighbours: `ranking` (the rows and what they mean); `sweeping` and `cli` show it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from lorasweep.records import STYLES, TrialState
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from lorasweep.leaderboard.board import Leaderboard
+    from lorasweep.ranking.board import Leaderboard
 
 AFTER_THE_RANKED = (TrialState.COMPLETE, TrialState.RUNNING, TrialState.PRUNED, TrialState.FAILED)
 PLAIN_WIDTH = 100  # columns where the output is not a terminal
