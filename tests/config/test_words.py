@@ -127,8 +127,8 @@ REFUSED = [
     ("model.path='a", "cannot read the override `model.path='a`.*Quote"),
     ("model.path=~/rows", "cannot read the override `model.path=~/rows`.*Quote"),
     ("model@other=bert", "no setting `model@other`"),
-    ("hydra.run.dir=x", "hydra is no setting"),
-    ("sweeps=rank_lr", "sweeps is no setting"),
+    ("hydra.run.dir=x", "`hydra.run.dir=x` is Hydra's own.*write tracking.dir=x"),
+    ("sweeps=rank_lr", "a sweep file is named by its command, `lorasweep sweep rank_lr`"),
     ("adapter.rr=4", "no setting `adapter.rr`; did you mean `adapter.r`"),
 ]
 

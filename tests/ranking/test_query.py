@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lorasweep import cli
+from lorasweep.arguments import parse
 from lorasweep.errors import UsageError
 from lorasweep.ranking.query import keys_of, parse_where, select
 
@@ -114,6 +114,6 @@ def test_a_board_without_rows_has_its_columns() -> None:
 
 def test_a_condition_on_the_command_line_is_no_override() -> None:
     words = ["leaderboard", "quick", "--where", "state=complete", "tracking.dir=/x", "--sort", "value:desc", "--csv"]
-    arguments, overrides = cli.parse(words)
+    arguments, overrides = parse(words)
     assert overrides == ["tracking.dir=/x"] and arguments.where == ["state=complete"]
     assert arguments.sort == "value:desc" and arguments.csv and arguments.name == "quick"

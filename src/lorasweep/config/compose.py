@@ -13,7 +13,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -131,8 +131,31 @@ def from_json(document: dict[str, Any]) -> Config:
 
 
 def _compose(home: Home, sweep: str | None, overrides: list[str]) -> Config:
+    with composing(home, sweep, overrides) as work:
+        composed = work.compose()
+    return _typed(composed, home, sweep, work.given, work.file)
+
+
+@dataclass(frozen=True)
+class Composing:
+    """One composition while Hydra stands ready for it. `words`: what Hydra is given; `given`: the overrides as values;
+    `file`: the sweep's."""
+
+    words: list[str]
+    given: dict[str, Any]
+    file: Path | None
+
+    def compose(self) -> Any:
+        """The DictConfig, nothing resolved."""
+        from hydra import compose as hydra_compose
+
+        return hydra_compose("config", overrides=self.words)
+
+
+@contextmanager
+def composing(home: Home, sweep: str | None, overrides: list[str]) -> Iterator[Composing]:
+    """Hydra with our search path; what it refuses inside becomes a ConfigError in the user's words."""
     import yaml
-    from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
@@ -144,11 +167,13 @@ def _compose(home: Home, sweep: str | None, overrides: list[str]) -> Config:
             raise ConfigError(f"`{key}={given[key]}`: {key} can be {', '.join(explain.options(key, home))}")
         if given[key] not in explain.options(key, home):  # also a path out of the group, ../data/x
             raise ConfigError(explain.unknown_option(key, given[key], home))
+    if file is not None and (asked := explain.hydras_own(file)) is not None:
+        raise ConfigError(f"{asked} (in {file})")
     words = ([f"sweeps={sweep}"] if file else []) + overrides
     with _hydra_at_rest(home):
         try:
             with initialize_config_dir(str(home.shipped / "conf"), version_base="1.3", job_name="lorasweep"):
-                composed = hydra_compose("config", overrides=words)
+                yield Composing(words, given, file)
         except (HydraException, OmegaConfBaseException) as error:
             raise _explain(error, home, given, file) from None
         except yaml.YAMLError as error:  # its message names the file, line and column
@@ -156,7 +181,6 @@ def _compose(home: Home, sweep: str | None, overrides: list[str]) -> Config:
         except (TypeError, AttributeError, ValueError, OSError) as error:  # Hydra's own, on a file that is no mapping
             problem = explain.layout_problem(file) if file else explain.first_line(error)
             raise ConfigError(f"{problem or explain.first_line(error)} (in {file or home.root / 'conf'})") from None
-    return _typed(composed, home, sweep, given, file)
 
 
 def _cached(home: Home, sweep: str | None, overrides: tuple[str, ...]) -> Config:

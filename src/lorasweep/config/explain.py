@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from lorasweep.config import hydra_words
 from lorasweep.config.home import Home
 from lorasweep.config.schema import GROUPS, Config
 from lorasweep.errors import nearest
@@ -170,6 +171,33 @@ def _texts(node: Any, key: str) -> Iterator[tuple[str, str]]:
         inside = node.items() if isinstance(node, dict) else enumerate(node)
         for name, value in inside:
             yield from _texts(value, f"{key}.{name}" if key else str(name))
+
+
+def hydras_own(file: Path) -> str | None:
+    """What a sweep file asks of Hydra itself, which composes it and does nothing else; None where it asks nothing."""
+    import yaml
+
+    try:
+        text = file.read_text(encoding="utf-8")
+        document = yaml.safe_load(text) if "hydra" in text else None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):  # told by who composes it
+        return None
+    if not isinstance(document, dict):
+        return None
+    defaults = document.get("defaults")
+    for entry in defaults if isinstance(defaults, list) else []:
+        for key, value in entry.items() if isinstance(entry, dict) else []:
+            name = str(key).rpartition(" ")[2].strip("/")
+            if hydra_words.is_hydras(name):
+                return hydra_words.ours(name, str(value))
+    given = [key for key in document if hydra_words.is_hydras(str(key))]
+    if not given:
+        return None
+    key, value = str(given[0]), document[given[0]]
+    while isinstance(value, dict) and value:  # down to the first setting
+        inner = next(iter(value))
+        key, value = f"{key}.{inner}", value[inner]
+    return hydra_words.ours(key, "" if isinstance(value, dict | list) else str(value))
 
 
 def layout_problem(file: Path) -> str | None:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from lorasweep.config import explain
+from lorasweep.config import explain, hydra_words
 from lorasweep.config.schema import GROUPS
 from lorasweep.errors import ConfigError
 
@@ -33,6 +33,9 @@ def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
     for word in words:
         if "=" not in word:
             raise ConfigError(f"`{word}` is no override; write key=value")
+        key, _, value = word.lstrip("+~").partition("=")
+        if hydra_words.is_hydras(key):
+            raise ConfigError(hydra_words.ours(key, value))
         if word[0] in "+~":
             raise ConfigError(
                 f"`{word}`: every setting exists already, nothing is added or taken away; write key=value"
@@ -46,8 +49,8 @@ def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
         key = override.key_or_group + (f"@{override.package}" if override.package else "")
         if not key:
             raise ConfigError(f"`{word}` is no override; write key=value")
-        if override.is_hydra_override() or key in ("hydra", "sweeps"):
-            raise ConfigError(f"`{word}`: {key.partition('.')[0]} is no setting of lorasweep's")
+        if key == "sweeps":
+            raise ConfigError(f"`{word}`: a sweep file is named by its command, `lorasweep sweep {override.value()}`")
         if key not in (*GROUPS, *explain.keys()):
             raise ConfigError(explain.refused_value(key, ""))
         parsed[key] = _plain(override.value())
