@@ -115,6 +115,7 @@ if [[ -z $left ]]; then
   lorasweep sweep "$sweep" launcher=ray launcher.address="$address" launcher.ship=false \
     launcher.workers="$workers" "${share[@]}" "$@" &
   worker=$!
+  [[ -z $left ]] || kill -TERM "$worker" 2> /dev/null || true  # the signal that came between these two lines
 fi
 code=130
 while [[ -n $worker ]]; do  # a trapped signal ends `wait` early
@@ -122,6 +123,7 @@ while [[ -n $worker ]]; do  # a trapped signal ends `wait` early
   wait "$worker" || code=$?
   kill -0 "$worker" 2> /dev/null || break
 done
+[[ -z $left || $code != 143 ]] || code=130  # ended before it could listen: its checkpoints are as they were
 
 if [[ $left == "time is nearly over" && $code == 130 ]]; then
   clean_up

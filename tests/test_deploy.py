@@ -301,12 +301,16 @@ if [[ $1 == show ]]; then printf 'node1\\nnode2\\n'; fi
 printf 'ray %s\\n' "$*" >> "$STAND_INS_LOG"
 [[ $RAY_AUTH_MODE == token && -s $RAY_AUTH_TOKEN_PATH ]] || exit 9
 if [[ $1 == start ]]; then exec sleep 600; fi
+if [[ $1 == health-check ]]; then  # answers when the head is there
+  for _ in {1..400}; do grep -q '^ray start --head' "$STAND_INS_LOG" && exit; sleep 0.05; done
+  exit 1
+fi
 """,
     # saves within a moment of SIGTERM, as the real one
     "lorasweep": """#!/bin/bash
+trap 'sleep 0.5; exit 130' TERM  # before the line that tests wait for
 printf 'lorasweep %s\\n' "$*" >> "$STAND_INS_LOG"
 [[ $SECRET_OF_THE_FILE == pa55 ]] || exit 9
-trap 'sleep 0.5; exit 130' TERM
 for _ in {1..100}; do [[ $(grep -c '^ray start' "$STAND_INS_LOG") == 2 ]] && break; sleep 0.1; done
 [[ ${2:-} == endless ]] || exit "${LORASWEEP_ENDS_WITH:-0}"
 while true; do sleep 0.1; done
@@ -380,9 +384,9 @@ def test_a_job_starts_ray_on_all_nodes_and_ends_with_its_sweep(tmp_path: Path, j
     jobs.append(job := Job(tmp_path, "mine", "sweep.trials=3", "tracking=server"))
     code, said = job.end()
     assert code == 0, said
-    starts = [line for line in job.lines if line.startswith("srun") and "ray start" in line]
-    assert "--nodelist=node1" in starts[0] and "--head --node-ip-address=127.0.0.1 --port=24711" in starts[0]
-    assert "--exclude=node1" in starts[1] and "--address=127.0.0.1:24711" in starts[1]
+    head, others = [line for line in job.lines if line.startswith("srun") and "ray start" in line]  # one after another
+    assert "--nodelist=node1" in head and "--head --node-ip-address=127.0.0.1 --port=24711" in head
+    assert "--exclude=node1" in others and "--address=127.0.0.1:24711" in others
     assert next(line for line in job.lines if line.startswith("lorasweep")) == (
         "lorasweep sweep mine launcher=ray launcher.address=127.0.0.1:24711 launcher.ship=false launcher.workers=2 "
         "launcher.cpus=1 launcher.gpus=0 sweep.trials=3 tracking=server"
