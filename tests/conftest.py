@@ -6,14 +6,19 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from clusterkit import ObjectStore, Postgres, postgres
 
+if TYPE_CHECKING:
+    from torturekit import Nursery
+
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # ten processes of each server that nothing here asks for
 
 
 @pytest.fixture(scope="session")
@@ -29,6 +34,14 @@ def base_path(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
         return built[family]
 
     return path_of
+
+
+@pytest.fixture(scope="session")
+def nursery() -> Nursery:
+    """Starts `lorasweep` commands in processes of their own that need not import anything (tests/torturekit.py)."""
+    from torturekit import the_nursery
+
+    return the_nursery()
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -75,12 +74,6 @@ def test_the_search_goes_on_as_if_there_were_none(home: Path) -> None:
         return {row["trial"]: (row["params"], row["value"]) for row in outcome.board.rows}
 
     assert points(with_them) == points(plain) and len(points(plain)) == 5
-
-
-@pytest.fixture(scope="module")
-def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
-    with Nursery(tmp_path_factory.mktemp("nursery")) as made:
-        yield made
 
 
 @pytest.fixture(scope="module")

@@ -68,24 +68,23 @@ def test_a_trained_head_is_promoted_and_predicts(home: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_killed_sweep_over_frozen_layers_goes_on_bit_for_bit(tmp_path: Path) -> None:
+def test_a_killed_sweep_over_frozen_layers_goes_on_bit_for_bit(nursery: Nursery, tmp_path: Path) -> None:
     frozen = MINI.replace("  space:\n", "  space:\n    adapter.layers: choice(1, 2)\n").replace(
         "train: {", "train: {base_dropout: 0, "
     )
-    with Nursery(tmp_path / "nursery") as nursery:
-        whole = home_with(tmp_path / "whole", frozen)
-        started = time.monotonic()
-        nursery.run(whole, "sweep", "mini")
-        seconds = time.monotonic() - started
-        expected = left_by(whole)
-        home = home_with(tmp_path / "killed", frozen)
-        for share in (0.5, 0.6, 0.7):
-            command = nursery.start(home, "sweep", "mini")
-            time.sleep(share * seconds)
-            command.send(signal.SIGKILL)
-            command.wait()
-        nursery.run(home, "sweep", "mini")
-        left = left_by(home)
+    whole = home_with(tmp_path / "whole", frozen)
+    started = time.monotonic()
+    nursery.run(whole, "sweep", "mini")
+    seconds = time.monotonic() - started
+    expected = left_by(whole)
+    home = home_with(tmp_path / "killed", frozen)
+    for share in (0.5, 0.6, 0.7):
+        command = nursery.start(home, "sweep", "mini")
+        time.sleep(share * seconds)
+        command.send(signal.SIGKILL)
+        command.wait()
+    nursery.run(home, "sweep", "mini")
+    left = left_by(home)
     check_agreement(left, 7)
     check_same(left, expected)
     assert list((home / "mlruns" / "lorasweep" / "cache").glob("prefix-*.states"))

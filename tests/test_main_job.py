@@ -1,4 +1,7 @@
-"""The main job as a user runs it: sweep, read back, resume, promote, predict; each command in a process of its own."""
+"""The main job as a user runs it: sweep, read back, resume, promote, predict; each command in a process of its own.
+
+The first sweep starts as a user's does, from nothing; later commands are forked from one that has imported everything.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from torturekit import Command, the_nursery
+from trackkit import new_folders
 
 SWEEP = """# @package _global_
 defaults:
@@ -29,7 +36,10 @@ sweep:
 """
 
 
-def home_with_sweep(folder: Path) -> Path:
+def home_with_sweep(folder: Path, fresh: bool = False) -> Path:
+    """`fresh`: without the empty MLflow database whose making takes a second."""
+    if not fresh:
+        new_folders(folder)
     (folder / "sweeps").mkdir(parents=True)
     (folder / "sweeps" / "mini.yaml").write_text(SWEEP)
     return folder
@@ -39,19 +49,17 @@ def environment(home: Path) -> dict[str, str]:
     return {**os.environ, "LORASWEEP_HOME": str(home), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 
-def start(home: Path, *words: str, cwd: Path | None = None) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "-m", "lorasweep.cli", *words],
-        cwd=cwd or home, env=environment(home), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+def start(home: Path, *words: str, **how: Any) -> Command:
+    return the_nursery().start(home, *words, **how)
 
 
-def lorasweep(home: Path, *words: str, cwd: Path | None = None, rc: int = 0) -> str:
-    process = start(home, *words, cwd=cwd)
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == rc, f"{words} left with {process.returncode}:\n{out}\n{err}"
-    assert "Traceback" not in err, err
-    return out
+def lorasweep(home: Path, *words: str, rc: int = 0, **how: Any) -> str:
+    """What a command writes to its standard output."""
+    command = start(home, *words, **how)
+    code = command.wait(300)
+    assert code == rc, f"{words} left with {code}:\n{command.output}"
+    assert "Traceback" not in command.err, command.err
+    return command.out
 
 
 def rows_by_trial(home: Path) -> dict[int, dict]:
@@ -87,8 +95,13 @@ def histories(home: Path) -> dict:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A home whose sweep `mini` has run to its end, one trial at a time."""
-    home = home_with_sweep(tmp_path_factory.mktemp("home") / "a home")  # a space in the path on purpose
-    document = json.loads(lorasweep(home, "sweep", "mini", "launcher.slots=1", "--json"))
+    home = home_with_sweep(tmp_path_factory.mktemp("home") / "a home", fresh=True)  # a space in the path on purpose
+    done = subprocess.run(
+        [sys.executable, "-m", "lorasweep.cli", "sweep", "mini", "launcher.slots=1", "--json"], cwd=home,
+        env=environment(home), capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+    document = json.loads(done.stdout)
     assert document["counts"] == {"running": 0, "complete": 5, "pruned": 0, "failed": 0}
     assert document["slots"] == 1
     assert document["best"]["rank"] == 1
@@ -207,7 +220,7 @@ def test_promote_then_serve_from_another_process_and_folder(finished: Path, tmp_
     assert test_accuracy == document["metrics"]["test/accuracy"]
 
 
-def wait_for_metrics(home: Path, process: subprocess.Popen, sweep: str = "mini") -> None:
+def wait_for_metrics(home: Path, process: Command, sweep: str = "mini") -> None:
     """Return once some trial has reported a few steps."""
     spool = home / "mlruns" / "lorasweep" / "sweeps" / sweep / "spool"
     deadline = time.monotonic() + 120
@@ -215,7 +228,7 @@ def wait_for_metrics(home: Path, process: subprocess.Popen, sweep: str = "mini")
         if sum(len(path.read_text().splitlines()) for path in spool.glob("*.jsonl")) > 12:
             return
         time.sleep(0.02)
-    raise AssertionError(f"no metrics: {process.communicate()}")
+    raise AssertionError(f"no metrics: {process.output}")
 
 
 def test_kill_and_run_again_gives_the_sweep_that_was_never_stopped(finished: Path, tmp_path: Path) -> None:
@@ -224,7 +237,7 @@ def test_kill_and_run_again_gives_the_sweep_that_was_never_stopped(finished: Pat
         words = ("launcher.slots=1",) if command == "sweep" else ()
         process = start(home, command, "mini", *words)
         wait_for_metrics(home, process)
-        process.send_signal(signal.SIGKILL)
+        process.send(signal.SIGKILL)
         process.wait()
     lorasweep(home, "sweep", "mini", "launcher.slots=1")
     alone, again = rows_by_trial(finished), rows_by_trial(home)
@@ -243,22 +256,20 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
     (home / "sweeps" / "mini.yaml").write_text(endless)
     process = start(home, "sweep", "mini", "sweep.trials=2")
     wait_for_metrics(home, process)
-    _, refusal = (second := start(home, "sweep", "mini", "sweep.trials=2")).communicate()
-    assert second.returncode == 1, refusal  # or it would train the trials that are running here once more
-    assert f"process {process.pid} is training sweep mini" in refusal
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 130, err
-    assert "lorasweep resume mini" in err
-    assert "Traceback" not in err
+    second = start(home, "sweep", "mini", "sweep.trials=2")
+    assert second.wait() == 1, second.output  # or it would train the trials that are running here once more
+    assert f"process {process.pid} is training sweep mini" in second.err
+    process.send(signal.SIGINT)
+    assert process.wait(60) == 130, process.output
+    assert "lorasweep resume mini" in process.err
+    assert "Traceback" not in process.err
 
 
 def test_a_changed_sweep_is_refused_and_a_larger_budget_is_not(finished: Path) -> None:
     process = start(finished, "sweep", "mini", "launcher.slots=1", "train.eval_every_steps=2")
-    _, err = process.communicate(timeout=100)
-    assert process.returncode == 2
-    assert "train.eval_every_steps: 4 -> 2" in err
-    assert "resume mini" in err
+    assert process.wait(100) == 2
+    assert "train.eval_every_steps: 4 -> 2" in process.err
+    assert "resume mini" in process.err
 
 
 def test_train_runs_one_trial_beside_the_others(tmp_path: Path) -> None:
@@ -271,7 +282,7 @@ def test_train_runs_one_trial_beside_the_others(tmp_path: Path) -> None:
 
 
 def test_plan_trains_nothing(tmp_path: Path) -> None:
-    home = home_with_sweep(tmp_path / "planned")
+    home = home_with_sweep(tmp_path / "planned", fresh=True)
     document = json.loads(lorasweep(home, "plan", "mini", "--json"))
     assert document["space"]["adapter.r"] == {"kind": "categorical", "choices": [2, 4]}
     assert document["space"]["train.max_steps"]["step"] == 4
@@ -305,7 +316,7 @@ def test_train_leaves_the_trials_of_the_dead_to_resume(tmp_path: Path) -> None:
     tiny = ("data.demo_rows=120", "train.batch_size=4")
     process = start(tmp_path, "train", *tiny, "train.max_steps=4000")
     wait_for_metrics(tmp_path, process, "train")
-    process.send_signal(signal.SIGKILL)
+    process.send(signal.SIGKILL)
     process.wait()
     document = json.loads(lorasweep(tmp_path, "train", *tiny, "train.max_steps=4", "--json"))
     assert document["best"]["trial"] == 1

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from torturekit import Nursery, home_with
 
 SWEEP = """# @package _global_
 defaults:
@@ -31,24 +30,19 @@ sweep:
 """
 
 
-def rows_of(home: Path, *words: str) -> dict[int, dict]:
+def rows_of(nursery: Nursery, home: Path, *words: str) -> dict[int, dict]:
     """trial -> row of the leaderboard, after the sweep has run in a process of its own."""
-    (home / "sweeps").mkdir(parents=True)
-    (home / "sweeps" / "mixed.yaml").write_text(SWEEP)
-    environment = {**os.environ, "LORASWEEP_HOME": str(home)}
-    command = [sys.executable, "-m", "lorasweep.cli"]
-    for part in (["sweep", "mixed", *words, "--json"], ["leaderboard", "mixed", "--json"]):
-        done = subprocess.run([*command, *part], capture_output=True, text=True, env=environment, cwd=home, check=False)
-        assert done.returncode == 0, done.stderr
-    return {row["trial"]: row for row in json.loads(done.stdout)["rows"]}
+    home = home_with(home, SWEEP)
+    nursery.run(home, "sweep", "mini", *words)
+    return {row["trial"]: row for row in json.loads(nursery.run(home, "leaderboard", "mini", "--json"))["rows"]}
 
 
 @pytest.mark.slow
-def test_eight_slots_give_the_leaderboard_of_one(tmp_path: Path) -> None:
+def test_eight_slots_give_the_leaderboard_of_one(nursery: Nursery, tmp_path: Path) -> None:
     """Ranks, dropouts, batches, accumulations, steps, schedules, biases and layers differ between neighbours; the
     eight slots run in two lanes, the one slot in one."""
-    alone = rows_of(tmp_path / "one", "launcher.slots=1", "launcher.threads=1")
-    packed = rows_of(tmp_path / "eight", "launcher.slots=8", "launcher.threads=2")
+    alone = rows_of(nursery, tmp_path / "one", "launcher.slots=1", "launcher.threads=1")
+    packed = rows_of(nursery, tmp_path / "eight", "launcher.slots=8", "launcher.threads=2")
     assert packed.keys() == alone.keys() == set(range(16))
     values = [row["value"] for row in alone.values()]
     assert max(values) > min(values) + 0.1, "the trials should differ, or the comparison says little"

@@ -39,12 +39,6 @@ class Whole:
     seconds_to_training: float
 
 
-@pytest.fixture(scope="module")
-def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
-    with Nursery(tmp_path_factory.mktemp("nursery")) as made:
-        yield made
-
-
 def spooled(home: Path) -> str:
     return "".join(path.read_text() for path in home.glob("mlruns/lorasweep/sweeps/*/spool/*.jsonl"))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,12 +12,6 @@ from test_torture import TRIALS, finish, kill_after, kill_at, run_whole
 from torturekit import MINI, Nursery, check_agreement, check_same, home_with, left_by
 
 PRUNED = MINI.replace("sampler:", "pruner: {kind: asha, min_samples: 16, factor: 2}\nsampler:")
-
-
-@pytest.fixture(scope="module")
-def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
-    with Nursery(tmp_path_factory.mktemp("nursery")) as made:
-        yield made
 
 
 @pytest.mark.slow

@@ -27,12 +27,6 @@ SECRET = "pa55w0rd-of-mine"
 
 
 @pytest.fixture(scope="module")
-def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
-    with Nursery(tmp_path_factory.mktemp("nursery")) as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
 def whole(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> Whole:
     return run_whole(nursery, tmp_path_factory.mktemp("whole") / "home", ALONE)
 

@@ -1,11 +1,16 @@
 """Real sweeps in processes that get killed, and what is left compared with the sweep that was never stopped.
 
 A nursery is a process that has imported all libraries once and forks a child for each command: a command then starts
-in a fraction of a second, and dies alone when it is killed. `python torturekit.py` is the nursery itself.
+in a fraction of a second, and dies alone when it is killed. `python torturekit.py` is the nursery itself. One serves
+all tests of a session: the fixture `nursery`, or `the_nursery()` for plain functions.
 """
 
 from __future__ import annotations
 
+import atexit
+import base64
+import functools
+import gc
 import hashlib
 import importlib
 import json
@@ -15,6 +20,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -54,19 +60,31 @@ CLOCK_METRICS = {"train/seconds", "train/samples_per_second", "train/cost", "eva
 
 
 class Command:
-    """A running `lorasweep` command; `output` is what it has written."""
+    """A running `lorasweep` command; `out` and `err` are what it has written so far."""
 
-    def __init__(self, nursery: Nursery, pid: int, log: Path):
-        self.nursery, self.pid, self.log = nursery, pid, log
+    def __init__(self, nursery: Nursery, number: int, log: Path):
+        self.nursery, self.number, self.log = nursery, number, log
+
+    @property
+    def pid(self) -> int:
+        return self.nursery.pids[self.number]
+
+    @property
+    def out(self) -> str:
+        return self.log.with_suffix(".out").read_text(errors="replace")
+
+    @property
+    def err(self) -> str:
+        return self.log.with_suffix(".err").read_text(errors="replace")
 
     @property
     def output(self) -> str:
-        return self.log.read_text(errors="replace")
+        return self.out + self.err
 
     def poll(self) -> int | None:
         """The exit code, negative for a signal; None while it runs."""
         self.nursery.listen(0)
-        return self.nursery.ended.get(self.pid)
+        return self.nursery.ended.get(self.number)
 
     def wait(self, seconds: float = 120) -> int:
         deadline = time.monotonic() + seconds
@@ -75,7 +93,7 @@ class Command:
                 os.kill(self.pid, signal.SIGKILL)
                 raise AssertionError(f"still running after {seconds} s:\n{self.output}")
             self.nursery.listen(0.02)
-        return self.nursery.ended[self.pid]
+        return self.nursery.ended[self.number]
 
     def send(self, number: int) -> None:
         if self.poll() is None:
@@ -87,30 +105,36 @@ class Nursery:
 
     def __init__(self, folder: Path):
         folder.mkdir(parents=True, exist_ok=True)
-        self.folder, self.count = folder, 0
-        self.ended: dict[int, int] = {}
-        self._pids: list[int] = []
+        self.folder = folder
+        self.pids: dict[int, int] = {}  # a command's number -> its process
+        self.ended: dict[int, int] = {}  # a command's number -> its exit code
         self.process = subprocess.Popen(
             [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1,
             env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"},
         )  # fmt: skip
 
-    def start(self, home: Path, *words: str, **env: str) -> Command:
-        self.count += 1
-        log = self.folder / f"{self.count:03d}.log"
-        log.touch()
-        order = {"words": words, "log": str(log), "env": {"LORASWEEP_HOME": str(home), **env}, "cwd": str(home)}
+    def start(self, home: Path, *words: str, cwd: Path | None = None, pictures: bool = False, **env: str) -> Command:
+        """Its environment is this process's, of now, and `env`. `pictures`: draw the report's PNG files, which takes
+        as long as a short sweep."""
+        number = len(self.pids)
+        log = self.folder / f"{number:03d}"
+        for suffix in (".out", ".err"):
+            log.with_suffix(suffix).touch()
+        order = {
+            "number": number, "words": words, "log": str(log), "cwd": str(cwd or home), "pictures": pictures,
+            "env": {**os.environ, "LORASWEEP_HOME": str(home), **env},
+        }  # fmt: skip
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps(order) + "\n")
-        before = len(self._pids)
-        while len(self._pids) == before:
+        while number not in self.pids:
             self.listen(60)
-        return Command(self, self._pids[-1], log)
+        return Command(self, number, log)
 
     def run(self, home: Path, *words: str, code: int = 0, **env: str) -> str:
+        """What a command has written once it ended so; with --json its standard output alone."""
         command = self.start(home, *words, **env)
         assert command.wait() == code, command.output
-        return command.output
+        return command.out if "--json" in words else command.output
 
     def listen(self, seconds: float) -> None:
         assert self.process.stdout is not None
@@ -119,22 +143,46 @@ class Nursery:
             assert line, "the nursery died"
             news = json.loads(line)
             if "code" in news:
-                self.ended[news["pid"]] = news["code"]
+                self.ended[news["number"]] = news["code"]
             else:
-                self._pids.append(news["pid"])
+                self.pids[news["number"]] = news["pid"]
             seconds = 0
 
     def __enter__(self) -> Nursery:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for pid in self._pids:
-            if pid not in self.ended:
+        for number, pid in self.pids.items():
+            if number not in self.ended:
                 os.kill(pid, signal.SIGKILL)
         assert self.process.stdin is not None and self.process.stdout is not None
         self.process.stdin.close()
         self.process.wait(timeout=20)
         self.process.stdout.close()
+
+
+@functools.cache
+def the_nursery() -> Nursery:
+    """The one of this test process, which ends with it."""
+    logs = tempfile.TemporaryDirectory(prefix="lorasweep-nursery-", ignore_cleanup_errors=True)
+    nursery = Nursery(Path(logs.name))
+    atexit.register(logs.cleanup)
+    atexit.register(nursery.__exit__)
+    return nursery
+
+
+DOT = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAQAAAC1HAwCAAAAC0lEQVR42mNkYAAAAAYAAjCB0C8AAAAASUVORK5CYII=")
+
+
+def draw_nothing() -> None:
+    """From now on each of a report's PNG files is one dot; tests/report and the one in a browser look at real ones."""
+    from lorasweep.report import png
+
+    def dot(picture: Any, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(DOT)
+
+    png.write = dot
 
 
 def home_with(folder: Path, sweep: str = MINI) -> Path:
@@ -259,11 +307,13 @@ def _child(order: dict[str, Any]) -> None:
 
     os.setsid()
     os.chdir(order["cwd"])
-    log = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
+    for number, suffix in ((1, ".out"), (2, ".err")):
+        os.dup2(os.open(order["log"] + suffix, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+    os.environ.clear()
     os.environ.update(order["env"])
+    if not order["pictures"]:
+        draw_nothing()
     failpoints.arm(os.environ.get(failpoints.VARIABLE))
     code = 70
     try:
@@ -282,7 +332,9 @@ def _child(order: dict[str, Any]) -> None:
 def _nursery() -> None:
     for name in LIBRARIES:
         importlib.import_module(name)
-    buffer, children = b"", set()
+    gc.collect()
+    gc.freeze()  # children collect what is theirs alone
+    buffer, children = b"", {}
     while True:
         if select.select([0], [], [], 0.01)[0]:
             read = os.read(0, 65536)
@@ -291,18 +343,18 @@ def _nursery() -> None:
             buffer += read
         while b"\n" in buffer:
             line, _, buffer = buffer.partition(b"\n")
+            order = json.loads(line)
             sys.stdout.flush()
             pid = os.fork()
             if pid == 0:
-                _child(json.loads(line))
-            children.add(pid)
-            print(json.dumps({"pid": pid}), flush=True)
+                _child(order)
+            children[pid] = order["number"]
+            print(json.dumps({"number": order["number"], "pid": pid}), flush=True)
         while children:
             pid, status = os.waitpid(-1, os.WNOHANG)
             if pid == 0:
                 break
-            children.discard(pid)
-            print(json.dumps({"pid": pid, "code": os.waitstatus_to_exitcode(status)}), flush=True)
+            print(json.dumps({"number": children.pop(pid), "code": os.waitstatus_to_exitcode(status)}), flush=True)
 
 
 if __name__ == "__main__":

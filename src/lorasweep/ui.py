@@ -126,7 +126,12 @@ def start(folders: Folders, port: int) -> tuple[subprocess.Popen[bytes], Path]:
     """Start the server in the tracking folder; its output goes to a log file, which is returned too."""
     log = folders.own / "ui.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    environment = {**os.environ, "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    environment = {
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # ten more processes, for pages of which a sweep has none
+        **os.environ,
+        "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+    }
     with log.open("wb") as out:
         server = subprocess.Popen(
             command(folders, port),

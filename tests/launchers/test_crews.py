@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,12 +18,6 @@ TRIALS = 6
 SLOW = MINI.replace("trials: 7", f"trials: {TRIALS}").replace("kind: tpe, startup_trials: 3", "kind: random").replace(
     "slots: 3", "slots: 1, threads: 1, heartbeat_seconds: 2"
 )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
-    with Nursery(tmp_path_factory.mktemp("logs")) as nursery:
-        yield nursery
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +35,7 @@ def workers_of(nursery: Nursery, home: Path, command: Command, count: int) -> li
         assert command.poll() is None, command.output
         look = nursery.start(home, "workers", "mini", "--json")
         if look.wait() == 0:  # the study is there
-            found = [one for one in json.loads(look.output)["workers"] if one["state"] == "training"]
+            found = [one for one in json.loads(look.out)["workers"] if one["state"] == "training"]
             if len(found) == count:
                 return found
         time.sleep(0.1)

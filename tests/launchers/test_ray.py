@@ -69,12 +69,6 @@ def hive(database: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         hive.cluster.shutdown()
 
 
-@pytest.fixture(scope="module")
-def nursery(database: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
-    with Nursery(tmp_path_factory.mktemp("logs")) as nursery:
-        yield nursery
-
-
 def rows_of(nursery: Nursery, home: Path, *words: str) -> dict[int, dict[str, Any]]:
     text = nursery.run(home, "leaderboard", "mini", "--json", *words)
     return {row["trial"]: row for row in json.loads(text)["rows"]}
@@ -86,7 +80,7 @@ def wait_for_workers(nursery: Nursery, home: Path, command: Command, count: int,
         assert command.poll() in (None, 0), command.output
         look = nursery.start(home, "workers", "mini", "--json", *words)
         if look.wait() == 0:
-            found = [one for one in json.loads(look.output)["workers"] if one["state"] == "training"]
+            found = [one for one in json.loads(look.out)["workers"] if one["state"] == "training"]
             if len(found) >= count:
                 return found
         time.sleep(0.2)

@@ -28,12 +28,6 @@ LONG = (
 )
 
 
-@pytest.fixture(scope="module")
-def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
-    with Nursery(tmp_path_factory.mktemp("nursery")) as made:
-        yield made
-
-
 class Cluster:
     """Where the sweep's parts lie; `start` is a host with a disk of its own."""
 
