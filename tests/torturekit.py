@@ -176,7 +176,7 @@ DOT = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAQAAAC1HAwCAAAAC0lEQVR4
 
 def draw_nothing() -> None:
     """From now on each of a report's PNG files is one dot; tests/report and the one in a browser look at real ones."""
-    from lorasweep.report import png
+    from lorasweep.reporting import png
 
     def dot(picture: Any, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
