@@ -12,7 +12,7 @@ SOURCE = Path(__file__).parent.parent / "src" / "lorasweep"
 # Rooms from the top down: a module imports from its own room or from rooms further down, never up.
 LAYERS = [
     ("cli",),
-    ("arguments",),
+    ("arguments", "refusal"),
     ("planning", "promotion", "prediction", "exporting", "reproduction", "ui", "doctor", "control", "workers"),
     ("sweeping",),
     ("launchers",),

@@ -153,10 +153,9 @@ def test_errors_as_json(home: Path, capsys: pytest.CaptureFixture) -> None:
 def test_a_bad_command_line_is_a_usage_error(capsys: pytest.CaptureFixture) -> None:
     tops = [["leaderboard", "x", "--top", top] for top in ("many", "-1", "0")]
     for words in ([], ["swep"], ["sweep"], ["sweep", "quickstart", "--tpo"], *tops):
-        with pytest.raises(SystemExit) as stopped:
-            cli.main(words)
-        assert stopped.value.code == 2
-    assert "usage" in capsys.readouterr().err
+        assert "usage" in refused(capsys, *words)
+        assert cli.main([*words, "--json"]) == 2
+        assert json.loads(capsys.readouterr().out)["error"]["type"] == "UsageError"
 
 
 def test_a_later_mistake_loses_nothing_that_is_stored(home: Path, capsys: pytest.CaptureFixture) -> None:

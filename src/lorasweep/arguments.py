@@ -10,6 +10,7 @@ import argparse
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 from lorasweep import __version__
 from lorasweep.config import hydra_words
@@ -24,7 +25,7 @@ def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """Split overrides from options. In `predict`, texts may hold `=`: only tracking.* counts as an override there.
 
     Raises:
-        UsageError: a flag of Hydra's own, with what it is called here.
+        UsageError: no command line of ours; a flag of Hydra's own, with what it is called here.
     """
     before = words[: words.index("--")] if "--" in words else words
     if (refusal := hydra_words.flag(before)) is not None:
@@ -36,9 +37,16 @@ def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
     return build_parser().parse_args(options), overrides
 
 
+class _Parser(argparse.ArgumentParser):
+    """Refuses like everything else, so that --json gets its document."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}\n{self.format_usage().strip()}")
+
+
 def build_parser() -> argparse.ArgumentParser:
     """All commands and their options."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="lorasweep",
         description="Hyperparameter sweeps over LoRA fine-tuning: many trials over one base, one honest leaderboard.",
         epilog="Words with `=` are Hydra overrides, such as: lorasweep sweep quickstart sweep.trials=8 model=tiny_gpt2",

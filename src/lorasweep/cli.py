@@ -8,6 +8,7 @@ Heavy libraries are imported by the commands that need them, so that --help answ
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import signal
@@ -17,7 +18,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-from lorasweep import environment
+from lorasweep import environment, refusal
 from lorasweep.arguments import parse
 from lorasweep.errors import LorasweepError, UsageError
 
@@ -29,6 +30,9 @@ def main(argv: list[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     environment.settle()
     as_json = "--json" in words
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what this terminal's encoding lacks is shown by its number
+            stream.reconfigure(errors="backslashreplace")
     if threading.current_thread() is threading.main_thread():  # a worker answers better once it has something to save
         signal.signal(signal.SIGTERM, _leave)
     try:
@@ -39,16 +43,15 @@ def main(argv: list[str] | None = None) -> int:
             arguments.name = _stored_name(arguments.name, overrides)
         return COMMANDS[arguments.command](arguments, overrides)
     except LorasweepError as error:
-        if as_json:
-            print(json.dumps({"error": {"type": type(error).__name__, "message": str(error)}}))
-        print(f"lorasweep: {error}", file=sys.stderr)
-        return error.exit_code
+        return refusal.refuse(type(error).__name__, str(error), as_json, error.exit_code)
     except KeyboardInterrupt:
         print("lorasweep: stopped at once; what was reported is stored", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output left, as `head` does
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
         return 0
+    except Exception as error:
+        return refusal.refuse(*refusal.unforeseen(error), as_json, LorasweepError.exit_code)
 
 
 def _stored_name(name: str, overrides: list[str]) -> str:

@@ -7,7 +7,11 @@ with `exit_code`; anything that is not a `LorasweepError` is a bug and keeps its
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
+
+# characters that act on a terminal: escapes, direction marks, halves of characters; not tab and newline
+ACTING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
 
 
 class LorasweepError(Exception):
@@ -69,9 +73,22 @@ class TrialFailed(LorasweepError):
         return f"{self.cause}: {self.message}"
 
 
+def shortened(text: str, most: int = 60) -> str:
+    """The text, cut to so many characters: what stands in a file may be a megabyte."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def readable(text: str, most: int = 4000) -> str:
+    """A message as a terminal may show it: characters that would act on it (escapes, direction marks), as `repr` has
+    them, line ends aside; cut in the middle where it is longer than a screen."""
+    if len(text) > most:
+        text = f"{text[: most // 2]} … {text[-most // 2 :]}"
+    return ACTING.sub(lambda found: ascii(found.group())[1:-1], text)
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """A hint that ends an error message: the nearest known word, else the list of them (sorted, at most 20)."""
-    known = sorted(set(known))
+    known, word = sorted({shortened(one) for one in known}), shortened(word)
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     if close:
         return f"did you mean `{close[0]}`?"

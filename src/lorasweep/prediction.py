@@ -138,7 +138,6 @@ def _text(cell: Any) -> str:
 
 
 def _standard_input() -> str:
-    try:
-        return sys.stdin.buffer.read().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UsageError(f"standard input is not UTF-8 (byte {error.start}); convert it with iconv") from None
+    from lorasweep.data.files import decoded_bytes
+
+    return decoded_bytes(sys.stdin.buffer.read(), "standard input")

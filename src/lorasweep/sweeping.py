@@ -58,6 +58,7 @@ class Outcome:
     nothing_to_do: bool = False
     detached: bool = False  # workers train on without this command
     stopped: str | None = None  # which budget ended the search; None for single trials
+    reason: str | None = None  # why there is no best one
     where: str = ""  # the overrides by which other commands find it
 
     def to_json(self) -> dict[str, Any]:
@@ -70,6 +71,7 @@ class Outcome:
             "train_samples": self.train_samples,
             "slots": self.slots,
             "stopped": self.stopped,
+            "reason": self.reason,
             **({"detached": True} if self.detached else {}),
         }
 
@@ -269,6 +271,7 @@ def _train(
     outcome = _outcome(study, workbench.slots, time.monotonic() - started)
     row = next(row for row in outcome.board.rows if row["trial"] == asked[-1].number)
     outcome.best = row if row["state"] == "complete" else None  # this trial's row, not the best of all single runs
+    outcome.reason = None if outcome.best else row["reason"]
     return outcome
 
 
@@ -339,6 +342,7 @@ def _outcome(
         slots=slots,
         nothing_to_do=nothing_to_do,
         detached=detached,
+        reason=None if detached else board.why_none(),
         stopped=study.stop_reason() if study.space is not None else None,
         where="".join(f" {word}" for word in study.overrides if compose.is_tracking(word)),
     )

@@ -15,6 +15,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from urllib.parse import unquote, urlsplit, urlunsplit
 
+from lorasweep.config.home import expanded
+
 KEY, STUDIES, FILES = "tracking.uri", "tracking.studies", "tracking.files"
 STORE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 NAMED_BY_AT = ("abfs", "abfss")  # Azure's addresses: container@account
@@ -117,7 +119,7 @@ def settled_files(files: str) -> str:
         return files
     if is_store(files) or files.strip() in ("", "null"):
         return files.rstrip("/")
-    return str(Path(files).expanduser().absolute())
+    return str(expanded(Path(files)).absolute())
 
 
 def without_logins(overrides: Iterable[str]) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,9 +32,26 @@ def check_name(name: str, what: str = "sweep name") -> str:
 def given_path(path: str) -> Path:
     """A path as a user gave it in a sweep file or an override: a relative one counts from LORASWEEP_HOME, so that a
     sweep means the same files from wherever it is started; where there is nothing, from the current folder."""
-    asked = Path(path).expanduser()
-    at_home = Path(os.environ.get("LORASWEEP_HOME") or ".").expanduser() / asked  # `asked` itself where it is absolute
-    return at_home if at_home.exists() else asked
+    asked = expanded(Path(path))
+    at_home = expanded(Path(os.environ.get("LORASWEEP_HOME") or ".")) / asked  # `asked` itself where it is absolute
+    return at_home if exists(at_home) else asked
+
+
+def expanded(path: Path) -> Path:
+    """The path with `~` as the user's folder; as it is where there is no such user."""
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        return path
+
+
+def exists(path: Path, kind: Callable[[Path], bool] = Path.exists) -> bool:
+    """Whether something is there, of a kind (`Path.is_file`, `Path.is_dir`); no where no file can have this name (too
+    long) or what leads there is closed to us."""
+    try:
+        return kind(path)
+    except (OSError, ValueError):
+        return False
 
 
 @dataclass(frozen=True)
@@ -55,8 +73,8 @@ class Home:
         if not shipped.is_dir():
             shipped = package.parent.parent
         named = os.environ.get("LORASWEEP_HOME")
-        root = Path(named or ".").expanduser().resolve()
-        if not root.is_dir():
+        root = expanded(Path(named or ".")).resolve()
+        if not exists(root, Path.is_dir):
             raise UsageError(
                 f"LORASWEEP_HOME={named} is no folder; name the one that holds conf/, sweeps/ and mlruns/, or unset it"
             )
@@ -66,7 +84,7 @@ class Home:
 
     def tracking_dir(self, tracking: TrackingConfig) -> Path:
         """The folder of mlflow.db and mlruns/; a relative `tracking.dir` counts from the current folder."""
-        return Path(tracking.dir).expanduser().resolve() if tracking.dir else self.root
+        return expanded(Path(tracking.dir)).resolve() if tracking.dir else self.root
 
     def folders(self, tracking: TrackingConfig) -> Folders:
         """Where runs are recorded."""

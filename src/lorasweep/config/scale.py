@@ -13,7 +13,9 @@ import math
 import re
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
+from lorasweep.config.home import exists, expanded, given_path
 from lorasweep.config.schema import TRANSFORMER, Config, DataConfig, ModelConfig
 from lorasweep.errors import ConfigError
 
@@ -44,9 +46,9 @@ def _shrink_model(model: ModelConfig) -> None:
     if model.kind != TRANSFORMER or model.path.startswith(("builtin:", PREFIX)):
         return
     family, has_head = model.family, model.has_head
-    settings = Path(model.path).expanduser() / "config.json"
-    if not family and settings.is_file():
-        stored = json.loads(settings.read_text(encoding="utf-8"))
+    settings = expanded(Path(model.path)) / "config.json"
+    if not family and exists(settings, Path.is_file):
+        stored = _settings_of(settings)
         family = stored.get("model_type", "")
         has_head = any("ForSequenceClassification" in name for name in stored.get("architectures") or [])
     family = family or _family_in(model.path)
@@ -68,12 +70,22 @@ def _family_in(path: str) -> str:
     return next((name for name in sorted(FAMILIES, key=len, reverse=True) if name in (*pairs, *words)), "")
 
 
+def _settings_of(file: Path) -> dict[str, Any]:
+    try:
+        stored = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{file} cannot be read: {error}. Copy the model again, or set `model.family`") from None
+    if not isinstance(stored, dict):
+        raise ConfigError(f"{file} holds no model's settings; copy the model again, or set `model.family`")
+    return stored
+
+
 def _shrink_data(config: Config) -> None:
     data, scale = config.data, config.scale
     data.max_train_rows = min(data.max_train_rows or scale.train_rows, scale.train_rows)
     data.max_eval_rows = min(data.max_eval_rows or scale.eval_rows, scale.eval_rows)
     data.max_length = max(data.max_length, min(LONGEST_ROW, SMALL_TOKENS * data.max_length))
-    at_hand = data.kind == "file" and data.train is not None and Path(data.train).expanduser().is_file()
+    at_hand = data.kind == "file" and data.train is not None and exists(given_path(data.train), Path.is_file)
     if at_hand:
         return
     if data.kind in ("hub", "file"):

@@ -14,11 +14,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lorasweep.config.home import given_path
+from lorasweep.config.home import exists, given_path
 from lorasweep.config.schema import DataConfig
 from lorasweep.data.table import Table
-from lorasweep.errors import DataError
+from lorasweep.errors import DataError, shortened
 
+UTF16_LE, UTF16_BE = b"\xff\xfe", b"\xfe\xff"  # byte order marks
+PEEKED_BYTES = 4096  # of a file, to tell its encoding
 MAX_FIELD_CHARS = 1 << 27  # csv's own limit of 128 KiB is shorter than some documents
 
 
@@ -29,12 +31,14 @@ def read_table(path: str, setting: str, data: DataConfig) -> Table:
     ending, not UTF-8, ragged or broken rows (with their line), nothing but a header.
     """
     file = given_path(path)
-    if not file.is_file():
-        what = "is a folder, not a file" if file.is_dir() else "does not exist"
+    if not exists(file, Path.is_file):
+        what = "is a folder, not a file" if exists(file, Path.is_dir) else "does not exist"
         looked = dict.fromkeys(str(folder) for folder in (os.environ.get("LORASWEEP_HOME"), Path.cwd()) if folder)
         hint = "" if file.is_absolute() else f" (looked in {' and '.join(looked)})"
         near = (
-            [other.name for other in sorted(file.parent.iterdir()) if reader_of(other)] if file.parent.is_dir() else []
+            [other.name for other in sorted(file.parent.iterdir()) if reader_of(other)]
+            if exists(file.parent, Path.is_dir)
+            else []
         )
         there = f"; data files there: {', '.join(near[:10])}" if near else ""
         raise DataError(f"{setting}={path} {what}{hint}{there}. Give the path of a {', '.join(READERS)} file")
@@ -44,7 +48,10 @@ def read_table(path: str, setting: str, data: DataConfig) -> Table:
             f"{setting}={path} has the ending `{file.suffix}`; a data file ends in {', '.join(READERS)} and is read by "
             "its ending. Rename or convert it"
         )
-    columns = reader(file, data)
+    try:
+        columns = reader(file, data)
+    except OSError as error:
+        raise DataError(f"{setting}={path} cannot be read: {error.strerror or error}. Check its permissions") from None
     table = Table(columns=columns, where=str(path))
     if not len(table):
         raise DataError(f"{setting}={path} has no rows; a split needs at least one")
@@ -57,17 +64,54 @@ def reader_of(file: Path) -> Callable[[Path, DataConfig], dict[str, list[Any]]] 
 
 
 def decoded(file: Path) -> str:
-    """A file's text: UTF-8 with or without byte order mark, or UTF-16 with one; else a DataError names the line."""
-    raw = file.read_bytes()
-    encoding = "utf-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    """A file's text, as `decoded_bytes`."""
+    return decoded_bytes(file.read_bytes(), str(file))
+
+
+def decoded_bytes(raw: bytes, where: str) -> str:
+    """Text in UTF-8 with or without byte order mark, or in UTF-16 with one.
+
+    Raises:
+        DataError: any other encoding, with the line and what to type; UTF-16 and UTF-32 are told by their NUL bytes.
+    """
+    marked = raw[:2] in (UTF16_LE, UTF16_BE) and raw[:4] != UTF16_LE + b"\0\0"  # not the mark of UTF-32
+    encoding = "utf-16" if marked else "utf-8-sig"
     try:
-        return raw.decode(encoding)
+        text = raw.decode(encoding)
     except UnicodeDecodeError as error:
         line = raw[: error.start].count(b"\n") + 1
-        raise DataError(
-            f"{file} is not UTF-8: byte 0x{raw[error.start]:02x} in line {line}. Save it as UTF-8, for example with "
-            f"`iconv -f WINDOWS-1252 -t UTF-8 {file.name}`"
-        ) from None
+        reason, found = f"byte 0x{raw[error.start]:02x} in line {line}", _wide_encoding(raw) or "WINDOWS-1252"
+        name = "UTF-16, as its first bytes say" if marked else "UTF-8"
+        if marked:
+            reason, found = (
+                f"{error.reason} in line {line}; it may have been cut, or joined with another file",
+                "UTF-16",
+            )
+        raise _other_encoding(where, name, reason, found) from None
+    wide = None if marked else _wide_encoding(raw)
+    if wide is not None:
+        raise _other_encoding(where, "UTF-8", "every other byte is NUL", wide)
+    return text
+
+
+def _wide_encoding(raw: bytes) -> str | None:
+    """The encoding of two or four bytes a character that text without a mark is in, None where it is in none."""
+    if raw[:4] in (UTF16_LE + b"\0\0", b"\0\0" + UTF16_BE):
+        return "UTF-32"
+    start = raw[:PEEKED_BYTES]
+    odd, even = start[1::2].count(0), start[::2].count(0)
+    if len(start) < 4 or max(odd, even) * 4 < len(start):
+        return None
+    if min(odd, even) * 4 >= len(start):
+        return "UTF-32LE" if start[0] else "UTF-32BE"
+    return "UTF-16LE" if odd > even else "UTF-16BE"
+
+
+def _other_encoding(where: str, expected: str, reason: str, found: str) -> DataError:
+    return DataError(
+        f"{where} is not {expected}: {reason}. Save it as UTF-8, for example with "
+        f"`iconv -f {found} -t UTF-8 {Path(where).name}`"
+    )
 
 
 def read_delimited(file: Path, data: DataConfig) -> dict[str, list[Any]]:
@@ -82,11 +126,7 @@ def read_delimited(file: Path, data: DataConfig) -> dict[str, list[Any]]:
     plain = data.quoting == "none" or (data.quoting == "auto" and is_tsv)
     text = decoded(file)
     csv.field_size_limit(MAX_FIELD_CHARS)
-    if plain:  # with quotes as plain characters only a newline ends a row
-        lines = text.replace("\r\n", "\n").split("\n")
-        rows: Any = csv.reader(lines, delimiter=delimiter, quoting=csv.QUOTE_NONE, strict=True)
-    else:
-        rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    rows: Any = PlainRows(text, delimiter) if plain else _quoted_rows(text, delimiter)
     try:
         header: list[str] = next((row for row in rows if any(cell.strip() for cell in row)), [])
         names = [name.strip() for name in header]
@@ -98,8 +138,8 @@ def read_delimited(file: Path, data: DataConfig) -> dict[str, list[Any]]:
             if len(row) != len(names):
                 raise DataError(
                     f"{file}, line {rows.line_num}: {len(row)} fields where the header has {len(names)} "
-                    f"({', '.join(names)}). Mend the line, or set data.delimiter (now {delimiter!r}) or data.quoting "
-                    f"(now {'none' if plain else 'minimal'})"
+                    f"({shortened(', '.join(names), 400)}). Mend the line, or set data.delimiter (now {delimiter!r}) "
+                    f"or data.quoting (now {'none' if plain else 'minimal'})"
                 )
             for name, cell in zip(names, row, strict=True):
                 columns[name].append(cell)
@@ -111,13 +151,45 @@ def read_delimited(file: Path, data: DataConfig) -> dict[str, list[Any]]:
     return columns
 
 
+class PlainRows:
+    """Rows where quotes are plain characters: only a newline ends one. `line_num`: of the last row, from 1."""
+
+    def __init__(self, text: str, delimiter: str):
+        ends = "\n" if "\n" in text else "\r"  # old Macs', where there is no other
+        self._lines = iter(text.replace("\r\n", "\n").split(ends))
+        self._delimiter = delimiter
+        self.line_num = 0
+
+    def __iter__(self) -> PlainRows:
+        return self
+
+    def __next__(self) -> list[str]:
+        line = next(self._lines)
+        self.line_num += 1
+        return line.split(self._delimiter)
+
+
+def _quoted_rows(text: str, delimiter: str) -> Any:
+    """The csv module's reader, which refuses some delimiters."""
+    try:
+        if delimiter == '"':
+            raise ValueError("it is the quote")
+        return csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    except (ValueError, TypeError) as error:
+        raise DataError(
+            f"data.delimiter={delimiter!r} cannot separate fields ({error}); take another, for example ';' or '|'"
+        ) from None
+
+
 def check_header(names: list[str], file: Path) -> None:
     """Column names must be there and differ."""
     if not names:
         raise DataError(f"{file} is empty; a csv or tsv file starts with a header line that names its columns")
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise DataError(f"{file}: the header names `{twice[0]}` more than once; columns must have different names")
+        raise DataError(
+            f"{file}: the header names `{shortened(twice[0])}` more than once; columns must have different names"
+        )
 
 
 def read_jsonl(file: Path, data: DataConfig) -> dict[str, list[Any]]:
@@ -128,8 +200,10 @@ def read_jsonl(file: Path, data: DataConfig) -> dict[str, list[Any]]:
             continue
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{file}, line {number}: not JSON ({error}). A .jsonl file has one object a line") from None
+        except (ValueError, RecursionError) as error:
+            raise DataError(
+                f"{file}, line {number}: not JSON ({_json_reason(error)}). A .jsonl file has one object a line"
+            ) from None
         if not isinstance(row, dict):
             raise DataError(f"{file}, line {number}: a {type(row).__name__} where a .jsonl file has one object a line")
         rows.append(row)
@@ -140,12 +214,12 @@ def read_jsonl(file: Path, data: DataConfig) -> dict[str, list[Any]]:
 def read_json(file: Path, data: DataConfig) -> dict[str, list[Any]]:
     """One JSON document: a list of objects, or SQuAD's own form, of which each question becomes a row with the columns
     id, title, context, question and answers."""
+    text = decoded(file)
     try:
-        document = json.loads(decoded(file))
-    except json.JSONDecodeError as error:
-        raise DataError(
-            f"{file}, line {error.lineno}: not JSON ({error.msg}). One object a line is a .jsonl file"
-        ) from None
+        document = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        line = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
+        raise DataError(f"{file}{line}: not JSON ({_json_reason(error)}). One object a line is a .jsonl file") from None
     if isinstance(document, dict) and isinstance(document.get("data"), list):
         document = document["data"]
         if document and all(isinstance(article, dict) and "paragraphs" in article for article in document):
@@ -157,6 +231,13 @@ def read_json(file: Path, data: DataConfig) -> dict[str, list[Any]]:
         )
     names = list(dict.fromkeys(name for row in document for name in row))
     return {name: [row.get(name) for row in document] for name in names}
+
+
+def _json_reason(error: ValueError | RecursionError) -> str:
+    """What is wrong, without Python's own advice: nested too deep, or a number of thousands of digits."""
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    return error.msg if isinstance(error, json.JSONDecodeError) else "a number of too many digits; write it as text"
 
 
 def squad_rows(articles: list[dict[str, Any]], file: Path) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 
 from lorasweep.data.table import RawRows
-from lorasweep.errors import DataError, nearest
+from lorasweep.errors import DataError, nearest, shortened
 
 INTEGER = re.compile(r"[+-]?\d+")
 MAX_FOUND_CLASSES = 1000
@@ -40,7 +40,8 @@ class LabelMap:
                 unlabelled = " (-1 marks rows whose label is withheld)" if label == "-1" else ""
                 raise DataError(
                     f"{raw.where}: row {number} has the label `{label}`{unlabelled}, which is not among the classes "
-                    f"{', '.join(self.names)} ({nearest(label, self.names)}). Mend the row, or set data.label_names"
+                    f"{shortened(', '.join(self.names), 400)} ({nearest(label, self.names)}). Mend the row, or "
+                    "set data.label_names"
                 )
         return [self.by_text[label] for label in raw.labels]
 
@@ -48,7 +49,7 @@ class LabelMap:
         """DataError where a row's class has no training row at all: no model could ever predict it."""
         for label, number in zip(raw.labels, raw.numbers, strict=True):
             if self.by_text.get(label) not in trained_on:
-                seen = ", ".join(self.names[number] for number in sorted(trained_on))
+                seen = shortened(", ".join(self.names[number] for number in sorted(trained_on)), 400)
                 raise DataError(
                     f"{raw.where}: row {number} has the label `{label}`, which no training row of {train_where} has "
                     f"(there: {seen}). Mend the row, or add training rows of that class"
@@ -69,5 +70,5 @@ def label_map(raw: RawRows, given: list[str]) -> LabelMap:
             "Check data.label_column"
         )
     if all(INTEGER.fullmatch(label) for label in found):
-        return LabelMap(sorted(found, key=int))
+        return LabelMap(sorted(found, key=lambda label: (int(label), label)))  # 1 and 01 are two names
     return LabelMap(sorted(found))

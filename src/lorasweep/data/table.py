@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 from dataclasses import dataclass
 from typing import Any
 
 from lorasweep.config.schema import DataConfig
 from lorasweep.data.answers import Answer, answers_of
-from lorasweep.errors import DataError, nearest
+from lorasweep.errors import DataError, nearest, shortened
 
 log = logging.getLogger(__name__)
 
+MAX_LABEL_CHARS = 250  # names of classes become keys of databases and columns of tables
+HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 ANSWERABLE_NAMES = ["unanswerable", "answerable"]
 
 
@@ -34,9 +37,11 @@ class Table:
         """The cells of one column; a DataError names the columns there are and the setting to mend."""
         if name in self.columns:
             return self.columns[name]
+        there = ", ".join(shortened(column) for column in list(self.columns)[:20]) or "none"
         raise DataError(
             f"{self.where} has no column `{name}` ({setting}={name}); its columns are: "
-            f"{', '.join(self.columns) or 'none'}. Set {setting} to one of them ({nearest(name, self.columns)})"
+            f"{there}{', …' if len(self.columns) > 20 else ''}. Set {setting} to one of them "
+            f"({nearest(name, self.columns)})"
         )
 
 
@@ -123,14 +128,33 @@ def _cells(table: Table, data: DataConfig) -> dict[str, _Column]:
         "outputs": ("data.output_column", data.output_column),
     }
     found = {
-        it: _Column(name, [as_text(cell) for cell in table.column(name, setting)])
+        it: _Column(name, _checked([as_text(cell) for cell in table.column(name, setting)], name, table.where))
         for it, (setting, name) in named.items()
         if name
     }
     if not data.output_column and not data.answers_column:
         column = table.column(data.label_column, "data.label_column")
-        found["labels"] = _Column(data.label_column, [label_text(cell) for cell in column])
+        labels = _checked([label_text(cell) for cell in column], data.label_column, table.where)
+        for row, label in enumerate(labels, start=1):
+            if len(label) > MAX_LABEL_CHARS or any(ord(character) < ord(" ") for character in label):
+                raise DataError(
+                    f"{table.where}: row {row} (counted from 1 without the header) has the label {label[:40]!r}"
+                    f"{'…' if len(label) > 40 else ''} of {len(label):,} characters in `{data.label_column}`; a label "
+                    f"is one line of at most {MAX_LABEL_CHARS}. Mend the row, or check data.label_column"
+                )
+        found["labels"] = _Column(data.label_column, labels)
     return found
+
+
+def _checked(cells: list[str], column: str, where: str) -> list[str]:
+    """The cells, if each is Unicode: JSON can write half a character (`"\\ud83d"`), which no tokenizer takes."""
+    for row, cell in enumerate(cells, start=1):
+        if not cell.isascii() and HALF_CHARACTER.search(cell):
+            raise DataError(
+                f"{where}: row {row} (counted from 1 without the header) has half a character in `{column}` (a lone "
+                "surrogate such as \\ud83d: its text was cut inside an emoji). Mend the row, or leave it out"
+            )
+    return cells
 
 
 def as_text(cell: Any) -> str:
@@ -150,7 +174,7 @@ def label_text(cell: Any) -> str:
         return "true" if cell else "false"
     if isinstance(cell, float) and cell.is_integer():
         return str(int(cell))
-    if isinstance(cell, dict) and "text" in cell:
+    if isinstance(cell, dict) and isinstance(cell.get("text"), str | list):
         return ANSWERABLE_NAMES[len(cell["text"]) > 0]
     if isinstance(cell, list):  # SQuAD's own files keep a list of {"text", "answer_start"} objects
         return ANSWERABLE_NAMES[len(cell) > 0]

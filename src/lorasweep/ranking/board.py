@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -76,6 +77,17 @@ class Leaderboard:
         """The first row where it is ranked; of equal values that of the earliest trial."""
         rows = self.rows if self.of_rows is None else self.of_rows
         return rows[0] if rows and rows[0]["rank"] is not None else None
+
+    def why_none(self) -> str | None:
+        """Where no row is ranked, what most of them ended with."""
+        if self.best is not None:
+            return None
+        if not self.rows:
+            return "no trial was started"
+        reasons = [row["reason"] or str(row["state"]) for row in self.rows]
+        ((cause, count),) = Counter(reason.partition(":")[0] for reason in reasons).most_common(1)
+        first = next(reason for reason in reasons if reason.partition(":")[0] == cause)
+        return f"no trial is complete; {count} of {len(reasons)}: {first}"
 
     def select(self, where: list[str], sort: str | None) -> Leaderboard:
         """The same with the rows that keep all conditions, in another order; ranks and ties stay what they are.
