@@ -11,8 +11,9 @@ SOURCE = Path(__file__).parent.parent / "src" / "lorasweep"
 
 # Rooms from the top down: a module imports from its own room or from rooms further down, never up.
 LAYERS = [
+    ("__init__",),
     ("cli",),
-    ("arguments", "refusal"),
+    ("arguments", "refusal", "api"),
     ("planning", "promotion", "prediction", "exporting", "reproduction", "ui", "doctor", "control", "workers"),
     ("sweeping",),
     ("launchers",),
@@ -32,7 +33,6 @@ LAYERS = [
     ("config",),
     ("progress", "failpoints", "environment"),
     ("records", "errors", "stats", "checksums"),
-    ("__init__",),
 ]
 RANK = {room: depth for depth, rooms in enumerate(LAYERS) for room in rooms}
 

@@ -40,7 +40,9 @@ def main(argv: list[str] | None = None) -> int:
         if any(getattr(arguments, option, None) for option in ("cfg", "info", "package", "resolve")):
             return _show_config(arguments, overrides)
         if getattr(arguments, "name", None) and arguments.command not in BY_FILE:
-            arguments.name = _stored_name(arguments.name, overrides)
+            from lorasweep.search.whereabouts import stored_name
+
+            arguments.name = stored_name(arguments.name, overrides)
         return COMMANDS[arguments.command](arguments, overrides)
     except LorasweepError as error:
         return refusal.refuse(type(error).__name__, str(error), as_json, error.exit_code)
@@ -52,20 +54,6 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     except Exception as error:
         return refusal.refuse(*refusal.unforeseen(error), as_json, LorasweepError.exit_code)
-
-
-def _stored_name(name: str, overrides: list[str]) -> str:
-    """A started sweep's name as it is stored: that of its smoke test with scale=smoke, and where there is no other."""
-    from lorasweep.config.compose import tracking_place
-    from lorasweep.config.home import Home
-    from lorasweep.config.scale import SUFFIX
-    from lorasweep.search.study import SweepStudy
-
-    small = name if name.endswith(SUFFIX) else f"{name}{SUFFIX}"
-    if "scale=smoke" in overrides:
-        return small
-    names = SweepStudy.names(tracking_place(overrides, Home.find()))
-    return small if name not in names and small in names else name
 
 
 def _leave(number: int, frame: FrameType | None) -> None:

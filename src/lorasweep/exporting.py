@@ -66,6 +66,16 @@ def export(
     return document
 
 
+def open_trial(sweep: str, trial: int | str, overrides: list[str], base: str | None = None) -> registry_trial.Source:
+    """A trial of a stored sweep with what its run recorded; `trial`: its number, or `BEST`.
+
+    Raises:
+        UsageError: no such sweep or trial.
+    """
+    place = compose.tracking_place(overrides, Home.find())
+    return _source(SweepStudy.load(place, sweep), trial, overrides, base)
+
+
 def _source(study: SweepStudy, trial: int | str, overrides: list[str], base: str | None) -> registry_trial.Source:
     """The trial as its run recorded it; overrides may say where files lie now.
 

@@ -5,6 +5,7 @@ Implements `progress.Progress` twice. Drawn by Rich; knows nothing of training o
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -188,6 +189,15 @@ class LiveProgress:
         if best is not None and best.value is not None:
             line.append(f"best {self.metric} {best.value:.4f} (trial {best.trial})", style="bold green")
         return line
+
+
+def screen() -> Console:
+    """Where progress is shown: standard error; in a notebook plain lines on standard output, because there standard
+    error is coloured as a failure, and each of Rich's own prints is a picture."""
+    console = Console(stderr=True)
+    if console.is_jupyter:
+        return Console(file=sys.stdout, force_jupyter=False, force_terminal=False, soft_wrap=True)
+    return console
 
 
 @contextmanager

@@ -351,16 +351,13 @@ def _outcome(
 @contextmanager
 def _view(config: Config, quiet: bool) -> Iterator[tuple[Progress, live.Tally]]:
     """The progress view and its tally for one run, on standard error; nothing is shown where `quiet`."""
-    from rich.console import Console
-
     objective = config.sweep.objective
     total = len(config.sweep.enqueue) if config.sampler.kind == "list" else config.sweep.trials
     tally = live.Tally(total=total, maximize=objective.direction == "maximize", broken=Goals(config).broken)
     if quiet:
         yield Silent(), tally
         return
-    console = Console(stderr=True)
-    with live.show(tally, console, f"sweep {config.sweep.name}", objective.metric) as progress:
+    with live.show(tally, live.screen(), f"sweep {config.sweep.name}", objective.metric) as progress:
         yield progress, tally
 
 

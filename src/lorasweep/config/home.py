@@ -5,13 +5,17 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 
 from lorasweep.config.schema import TrackingConfig
 from lorasweep.errors import ConfigError, UsageError, nearest
 
+VARIABLE = "LORASWEEP_HOME"
+_project: ContextVar[Path | None] = ContextVar("the folder of `project`", default=None)
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 
 
@@ -29,11 +33,37 @@ def check_name(name: str, what: str = "sweep name") -> str:
     return name
 
 
+@contextmanager
+def project(folder: str | os.PathLike[str] | None) -> Iterator[None]:
+    """Within this block `folder` stands in the place of LORASWEEP_HOME, in this thread; None changes nothing.
+
+    Raises:
+        UsageError: it is no folder.
+    """
+    if folder is None:
+        yield
+        return
+    root = expanded(Path(folder)).resolve()
+    if not exists(root, Path.is_dir):
+        raise UsageError(f"folder={str(folder)!r} is no folder; name the one that holds conf/, sweeps/ and mlruns/")
+    before = _project.set(root)
+    try:
+        yield
+    finally:
+        _project.reset(before)
+
+
+def named_home() -> str | None:
+    """The home that was named: by `project`, else by LORASWEEP_HOME; None: the current folder is it."""
+    inside = _project.get()
+    return str(inside) if inside is not None else os.environ.get(VARIABLE) or None
+
+
 def given_path(path: str) -> Path:
     """A path as a user gave it in a sweep file or an override: a relative one counts from LORASWEEP_HOME, so that a
     sweep means the same files from wherever it is started; where there is nothing, from the current folder."""
     asked = expanded(Path(path))
-    at_home = expanded(Path(os.environ.get("LORASWEEP_HOME") or ".")) / asked  # `asked` itself where it is absolute
+    at_home = expanded(Path(named_home() or ".")) / asked  # `asked` itself where it is absolute
     return at_home if exists(at_home) else asked
 
 
@@ -72,7 +102,7 @@ class Home:
         shipped = package / "shipped"
         if not shipped.is_dir():
             shipped = package.parent.parent
-        named = os.environ.get("LORASWEEP_HOME")
+        named = named_home()
         root = expanded(Path(named or ".")).resolve()
         if not exists(root, Path.is_dir):
             raise UsageError(

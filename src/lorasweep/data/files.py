@@ -9,12 +9,11 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lorasweep.config.home import exists, given_path
+from lorasweep.config.home import exists, given_path, named_home
 from lorasweep.config.schema import DataConfig
 from lorasweep.data.table import Table
 from lorasweep.errors import DataError, shortened
@@ -33,7 +32,7 @@ def read_table(path: str, setting: str, data: DataConfig) -> Table:
     file = given_path(path)
     if not exists(file, Path.is_file):
         what = "is a folder, not a file" if exists(file, Path.is_dir) else "does not exist"
-        looked = dict.fromkeys(str(folder) for folder in (os.environ.get("LORASWEEP_HOME"), Path.cwd()) if folder)
+        looked = dict.fromkeys(str(folder) for folder in (named_home(), Path.cwd()) if folder)
         hint = "" if file.is_absolute() else f" (looked in {' and '.join(looked)})"
         near = (
             [other.name for other in sorted(file.parent.iterdir()) if reader_of(other)]

@@ -17,6 +17,7 @@ from collections import deque
 from dataclasses import replace
 from typing import IO, TYPE_CHECKING, Any
 
+from lorasweep.config.home import VARIABLE, named_home
 from lorasweep.launchers.news import News, Trouble
 from lorasweep.launchers.oversight import Look
 from lorasweep.launchers.places import Place, share_out
@@ -136,7 +137,7 @@ class _Hand:
     """One worker's process, and what it has said."""
 
     def __init__(self, orders: Orders, place: Place):
-        self.orders, self.place = orders, place
+        self.orders, self.place, self.home = orders, place, named_home()
         self.is_over, self.deaths = False, 0
         self.lines: deque[str] = deque(maxlen=LAST_LINES)  # of its standard error
         self._changing = threading.Lock()
@@ -147,7 +148,7 @@ class _Hand:
         self.ended = 0
         self._notes: list[str] = []
         self._news = News()
-        environment = dict(os.environ)
+        environment = dict(os.environ) | ({} if self.home is None else {VARIABLE: self.home})
         if self.place.gpu is not None:
             environment["CUDA_VISIBLE_DEVICES"] = self.place.gpu
         self.process = subprocess.Popen(

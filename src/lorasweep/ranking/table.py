@@ -88,7 +88,16 @@ def _overstated(by: float) -> str:
 
 
 def write_csv(board: Leaderboard, file: IO[str], top: int | None = None) -> None:
-    """All columns of the rows, swept keys and metrics as columns of their own; empty cells for what is not known."""
+    """All columns of the rows; empty cells for what is not known."""
+    head, cells = flat(board, top)
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(head)
+    writer.writerows(cells)
+
+
+def flat(board: Leaderboard, top: int | None = None) -> tuple[list[str], list[list[Any]]]:
+    """(names of the columns, cells of each row): all that is known of the rows, swept keys and metrics as columns of
+    their own; None for what is not known."""
     rows = board.rows[:top]
     params = list(dict.fromkeys(key for row in rows for key in row["params"]))
     metrics = list(dict.fromkeys(key for row in rows for key in row["metrics"]))
@@ -96,9 +105,8 @@ def write_csv(board: Leaderboard, file: IO[str], top: int | None = None) -> None
     if any(row.get("finalist") for row in rows):
         head += ["mean", "mean_low", "mean_high", "seeds", "overstated"]
     facts = ["samples", "train_seconds", "trainable_params", "total_params", "eval_rows", "peak_memory_bytes", "cost"]
-    writer = csv.writer(file, lineterminator="\n")
     names = [f"params.{key}" if key in (*head, *facts, "run_id", "reason") else key for key in params]
-    writer.writerow([*head, *names, *metrics, *facts, "run_id", "reason"])
+    table_cells = []
     for row in rows:
         found, interval = row.get("finalist") or {}, row.get("interval") or (None, None)
         spread = found.get("interval") or (None, None)
@@ -109,7 +117,8 @@ def write_csv(board: Leaderboard, file: IO[str], top: int | None = None) -> None
         }  # fmt: skip
         cells = [derived[key] if key in derived else row.get(key) for key in head]
         cells += [row["params"].get(key) for key in params] + [row["metrics"].get(key) for key in metrics]
-        writer.writerow([*cells, *(row.get(key) for key in (*facts, "run_id", "reason"))])
+        table_cells.append([*cells, *(row.get(key) for key in (*facts, "run_id", "reason"))])
+    return [*head, *names, *metrics, *facts, "run_id", "reason"], table_cells
 
 
 def table(board: Leaderboard, top: int | None = None, width: int = PLAIN_WIDTH) -> Table:

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -76,23 +78,10 @@ def export(source: Source, target: Path, merged: bool, repo: str | None = None) 
         ModelError: the base cannot be found, or was changed since.
     """
     config, recorded = source.config, source.recorded
-    _check_trained(source)
-    names = recorded.label_names
-    task = make_task(config, names)
     full = config.adapter.kind == "full"
     kind = "merged" if merged or full else "adapter"
-    with registry_export.new_folder(target) as written, recorded.artifact("adapter") as adapter:
-        recorded.check("adapter", adapter)
-        noted = recorded.tags.get("lorasweep.fingerprint.base")
-        base = str(adapter) if full else unchanged_base(config.model, noted, recorded.trial)
-        settings: dict[str, Any] = {
-            **({"base_model": None, "base_revision": None} if full else base_named(base, config.model.revision)),
-            "dtype": DTYPES[config.train.precision],
-            "trust_remote_code": config.model.trust_remote_code,
-        }
-        tokenizer = load_tokenizer(replace(config.model, path=base, revision=settings["base_revision"]))
-        if task.head == "classification":
-            registry_export.settle_padding(tokenizer)
+    with registry_export.new_folder(target) as written, _opened(source) as kept:
+        adapter, base, settings, task, tokenizer = kept.adapter, kept.base, kept.settings, kept.task, kept.tokenizer
         if full:
             _copy(adapter, written, _classes(task, tokenizer.pad_token_id))
         elif merged:
@@ -112,6 +101,76 @@ def export(source: Source, target: Path, merged: bool, repo: str | None = None) 
         (written / CARD).write_text(text, encoding="utf-8")
     here_alone = kind == "adapter" and not facts.base_on_hub and not facts.base_packed
     return Exported(target.expanduser(), recorded.sweep, None, kind, facts, here_alone)
+
+
+def load(source: Source) -> Any:
+    """The trial's model in evaluation mode, in float32: a `PeftModel` over its base; of adapter=full the transformers
+    model itself. Classes have their names in its config.
+
+    Raises:
+        UsageError, StorageError, ModelError: as `export`.
+    """
+    import torch
+    import transformers
+
+    with _opened(source) as kept:
+        if source.config.adapter.kind == "full":
+            loader = getattr(transformers, LOADERS[kept.task.head])
+            with silent_loading():
+                model = loader.from_pretrained(
+                    kept.base,
+                    dtype=torch.float32,
+                    trust_remote_code=kept.settings["trust_remote_code"],
+                    **_classes(kept.task, None),
+                )
+        else:
+            model = _loaded(kept.adapter, kept.base, kept.settings, kept.task)
+        if kept.task.head == "classification":  # which position to pool, where rows of a batch are padded
+            model.config.pad_token_id = kept.tokenizer.pad_token_id
+        return model.eval()
+
+
+def tokenizer_of(source: Source) -> Any:
+    """The tokenizer that the trial's texts went through, with the padding that its model expects.
+
+    Raises:
+        UsageError, StorageError, ModelError: as `export`.
+    """
+    with _opened(source) as kept:
+        return kept.tokenizer
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """A trial's checkpoint while its files are here, and what goes with it. `base`: the folder or hub id to load; of
+    adapter=full the checkpoint itself."""
+
+    adapter: Path
+    base: str
+    settings: dict[str, Any]
+    task: Task
+    tokenizer: Any
+
+
+@contextmanager
+def _opened(source: Source) -> Iterator[_Kept]:
+    config, recorded = source.config, source.recorded
+    _check_trained(source)
+    task = make_task(config, recorded.label_names)
+    full = config.adapter.kind == "full"
+    with recorded.artifact("adapter") as adapter:
+        recorded.check("adapter", adapter)
+        noted = recorded.tags.get("lorasweep.fingerprint.base")
+        base = str(adapter) if full else unchanged_base(config.model, noted, recorded.trial)
+        settings: dict[str, Any] = {
+            **({"base_model": None, "base_revision": None} if full else base_named(base, config.model.revision)),
+            "dtype": DTYPES[config.train.precision],
+            "trust_remote_code": config.model.trust_remote_code,
+        }
+        tokenizer = load_tokenizer(replace(config.model, path=base, revision=settings["base_revision"]))
+        if task.head == "classification":
+            registry_export.settle_padding(tokenizer)
+        yield _Kept(adapter, base, settings, task, tokenizer)
 
 
 def _check_trained(source: Source) -> None:
@@ -233,4 +292,4 @@ def asking(task: Task, config: Config, tokenizer: Any) -> dict[str, Any]:
     }
 
 
-__all__ = ["Exported", "Facts", "Source", "asking", "choose", "export"]
+__all__ = ["Exported", "Facts", "Source", "asking", "choose", "export", "load", "tokenizer_of"]
