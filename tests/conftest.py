@@ -1,8 +1,11 @@
-"""Before any library is imported: one thread for each test process (pytest runs two on two cores, and OpenMP threads
-that wait for a core slow a step many times over), and no network. Small random bases are built once a session."""
+"""Before any library is imported: the settings of lorasweep's own commands, one thread for each test process (several
+run on two cores, and OpenMP threads that wait for a core slow a step many times over), and no network. What many tests
+need is made once a session: random bases, servers, and a process that has imported everything.
+"""
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,14 +14,50 @@ from typing import TYPE_CHECKING
 import pytest
 
 from clusterkit import ObjectStore, Postgres, postgres
+from lorasweep import environment
 
 if TYPE_CHECKING:
     from torturekit import Nursery
 
 os.environ["OMP_NUM_THREADS"] = "1"
+environment.settle()  # what every command sets for itself: threads that wait do not spin
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # ten processes of each server that nothing here asks for
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The PNG files of reports that tests make by the way are one dot each: real ones take half of a short sweep."""
+    from torturekit import draw_nothing
+
+    draw_nothing()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first, so that no test process is left alone with one at the end."""
+    long = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in long)
+
+
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """What a file has imported need not be looked through again at each collection: there are millions of objects."""
+    if nextitem is not None and nextitem.path != item.path:
+        gc.collect()
+        gc.freeze()
+
+
+def pytest_collection_finish() -> None:
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture
+def real_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A report's PNG files as users get them."""
+    from lorasweep.reporting import png
+    from torturekit import REAL_PICTURES
+
+    monkeypatch.setattr(png, "write", REAL_PICTURES[0])
 
 
 @pytest.fixture(scope="session")

@@ -174,9 +174,16 @@ def the_nursery() -> Nursery:
 DOT = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAQAAAC1HAwCAAAAC0lEQVR42mNkYAAAAAYAAjCB0C8AAAAASUVORK5CYII=")
 
 
+REAL_PICTURES: list[Callable[..., None]] = []
+
+
 def draw_nothing() -> None:
-    """From now on each of a report's PNG files is one dot; tests/report and the one in a browser look at real ones."""
+    """From now on each of a report's PNG files is one dot; tests/reporting and those in a browser look at real ones."""
     from lorasweep.reporting import png
+
+    if REAL_PICTURES:
+        return
+    REAL_PICTURES.append(png.write)
 
     def dot(picture: Any, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -115,6 +115,7 @@ def test_text_of_users_is_text(tmp_path: Path) -> None:
     reporting.write_pictures([picture for section in sections for picture in section.pictures], tmp_path / "drawn")
 
 
+@pytest.mark.usefixtures("real_pictures")
 def test_pngs_of_all_pictures(made: tuple[SweepStudy, Folders], page: Read, tmp_path: Path) -> None:
     from PIL import Image
 

@@ -22,6 +22,8 @@ from lorasweep.search.study import SweepStudy
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 LONG = 1 << 11  # training samples of a whole trial
+# a decision that does not read the database otherwise in PostgreSQL: the other tests run in both
+ONE_STORE = pytest.mark.parametrize("folders", ["sqlite"], indirect=True)
 
 # pruner's overrides -> Optuna's own, built here from its documentation and not by our code
 THEIRS: dict[tuple[str, ...], Callable[[], optuna.pruners.BasePruner]] = {
@@ -63,6 +65,7 @@ def theirs_study(pruner: optuna.pruners.BasePruner, direction: str) -> optuna.St
     return optuna.create_study(study_name="trial_study", direction=direction, pruner=pruner)
 
 
+@ONE_STORE
 @pytest.mark.parametrize("direction", ["maximize", "minimize"])
 @pytest.mark.parametrize("words", THEIRS, ids=" ".join)
 def test_verdicts_are_optunas(words: tuple[str, ...], direction: str, folders: Folders) -> None:  # noqa: F811
@@ -98,6 +101,7 @@ def test_verdicts_are_optunas(words: tuple[str, ...], direction: str, folders: F
     assert 0 < pruned < decided  # a test of nothing but one answer would be none
 
 
+@ONE_STORE
 @pytest.mark.parametrize("direction", ["maximize", "minimize"])
 def test_wilcoxon_is_optunas_row_by_row(direction: str, folders: Folders) -> None:  # noqa: F811
     words = ("pruner=wilcoxon", "pruner.interval_samples=1500", "pruner.startup_rows=5")

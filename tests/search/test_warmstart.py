@@ -22,6 +22,8 @@ SPACE = {
     "adapter": "choice(lora, full)",
 }
 NUMBERS = {"optimizer.lr": "tag(log, interval(1e-5, 1e-1))", "optimizer.weight_decay": "interval(0, 0.5)"}
+# a decision that does not read the database otherwise in PostgreSQL: the other tests run in both
+ONE_STORE = pytest.mark.parametrize("folders", ["sqlite"], indirect=True)
 
 
 def open_study(folders: Folders, name: str, *overrides: str, space: dict[str, Any] = SPACE, **sweep: Any) -> SweepStudy:  # noqa: F811
@@ -48,6 +50,7 @@ def earlier(folders: Folders) -> SweepStudy:  # noqa: F811
     return study
 
 
+@ONE_STORE
 @pytest.mark.parametrize("sampler", ["tpe", "gp"])
 def test_a_seeded_sampler_knows_at_its_first_trial(sampler: str, earlier: SweepStudy, folders: Folders) -> None:  # noqa: F811
     cold = open_study(folders, "cold", f"sampler={sampler}")
@@ -73,6 +76,7 @@ def test_nobody_but_the_sampler_sees_earlier_trials(earlier: SweepStudy, folders
     assert len(theirs.trials) == 3
 
 
+@ONE_STORE
 def test_what_becomes_of_the_earlier_sweep_changes_no_proposal(earlier: SweepStudy, folders: Folders) -> None:  # noqa: F811
     whole = open_study(folders, "a", "sampler=tpe", warm_start=["first"])
     points = []
@@ -88,6 +92,7 @@ def test_what_becomes_of_the_earlier_sweep_changes_no_proposal(earlier: SweepStu
         cut = open_study(folders, "b", "sampler=tpe", warm_start=["first"])  # a restart
 
 
+@ONE_STORE
 def test_only_points_of_this_space_count(earlier: SweepStudy, folders: Folders) -> None:  # noqa: F811
     narrow = {**SPACE, "adapter.r": "choice(4, 8)"}
     inside = [one for one in earlier.records() if one.params["adapter.r"] in (4, 8) and one.value is not None]
@@ -103,6 +108,7 @@ def test_only_points_of_this_space_count(earlier: SweepStudy, folders: Folders) 
     assert open_study(folders, "other", space=other, warm_start=["first"]).seeded_from == {"first": 0}
 
 
+@ONE_STORE
 def test_cmaes_starts_from_the_numbers(folders: Folders) -> None:  # noqa: F811
     space = {**NUMBERS, "adapter.r": "choice(4, 8)"}
     first = open_study(folders, "first", "sampler=random", space=space)
@@ -114,6 +120,7 @@ def test_cmaes_starts_from_the_numbers(folders: Folders) -> None:  # noqa: F811
     assert sorted(one.params["optimizer.lr"] for one in warm.records()[2:])[2] > 1e-4
 
 
+@ONE_STORE
 def test_what_cannot_seed_is_refused_before_anything_is_stored(earlier: SweepStudy, folders: Folders) -> None:  # noqa: F811
     with pytest.raises(ConfigError, match="for samplers that learn"):
         open_study(folders, "x", "sampler=random", warm_start=["first"])
@@ -126,6 +133,7 @@ def test_what_cannot_seed_is_refused_before_anything_is_stored(earlier: SweepStu
     assert SweepStudy.names(folders) == ["first"]
 
 
+@ONE_STORE
 def test_a_clone_outside_the_space_does_not_blind_the_sampler(folders: Folders) -> None:  # noqa: F811
     study = open_study(folders, "s", "sampler=tpe", space=NUMBERS)
     for _ in range(8):

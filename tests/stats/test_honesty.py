@@ -1,4 +1,5 @@
-"""What the leaderboard, its intervals and the gate promise, in 1,000 synthetic sweeps where the truth is known.
+"""What the leaderboard, its intervals and the gate promise, in 1,000 synthetic sweeps (400 for what is resampled)
+where the truth is known.
 
 Nothing is trained: per-example results are drawn. Rows have difficulties that all models of a sweep share, so that
 their answers are correlated as those of real trials are. Seeds are fixed: a promise that is broken stays broken.
@@ -19,6 +20,7 @@ from lorasweep.stats.scores import Results
 from statslab import with_right
 
 SWEEPS, TRIALS, ROWS = 1000, 20, 200
+FEWER = 400  # of those whose statistic is slow to resample
 SHARED = 0.6  # correlation of two models' latent answers on a row
 
 
@@ -65,7 +67,7 @@ def test_bootstrap_intervals_cover_at_their_rate(metric: str, monkeypatch: pytes
     monkeypatch.setattr("lorasweep.stats.intervals.RESAMPLES", 600)
     rng = np.random.default_rng(2)
     covered = []
-    for _ in range(SWEEPS):
+    for _ in range(FEWER):
         found = interval(binary_results(rng, ROWS, 1.0), metric)
         assert found is not None
         covered.append(found[0] <= truth(metric, 1.0) <= found[1])
@@ -99,13 +101,13 @@ def test_the_first_look_overstates_and_fresh_seeds_tell_the_truth() -> None:
 def test_no_trial_as_good_as_the_first_is_called_worse(kind: str) -> None:
     """All trials are equally good: any that is not marked as tied is a false claim."""
     rng = np.random.default_rng(4)
-    false_claims = 0
-    for _ in range(SWEEPS):
+    false_claims, sweeps = 0, SWEEPS if kind == "accuracy" else FEWER
+    for _ in range(sweeps):
         results = _equal_trials(rng, kind)
         values = [value_of(one, kind) * (-1 if kind == "loss" else 1) for one in results]
         first = results.pop(int(np.argmax(values)))
         false_claims += bool((tied_with_first(first, results, kind) <= TIE_LEVEL).any())
-    assert false_claims / SWEEPS <= TIE_LEVEL + 0.005
+    assert false_claims / sweeps <= TIE_LEVEL + 0.005
 
 
 def _equal_trials(rng: np.random.Generator, kind: str) -> list[Results]:
@@ -150,10 +152,10 @@ def test_the_gate_of_other_metrics(metric: str, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(paired_module, "GATE_WORK", 1)  # a thousand resamples
     rng = np.random.default_rng(7)
     passed = 0
-    for _ in range(SWEEPS):
+    for _ in range(FEWER):
         challenger, champion = _equal_pair(rng)
         passed += better(challenger, champion, metric, "minimize" if metric == "loss" else "maximize").better
-    assert passed / SWEEPS <= 0.05 + 0.015
+    assert passed / FEWER <= 0.05 + 0.022
 
 
 def test_the_gate_opens_for_what_is_better() -> None:
