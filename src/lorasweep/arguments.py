@@ -62,6 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
         sub.set_defaults(command=name)
         return sub
 
+    _add_init(command)
     sweep = command("sweep", "start sweeps/NAME.yaml, or continue it where it stopped")
     sweep.add_argument("name", help="a file in sweeps/, without .yaml")
     sweep.add_argument("--fork", metavar="NEWNAME", help="go on with what was changed as a new sweep of this name")
@@ -101,6 +102,20 @@ def build_parser() -> argparse.ArgumentParser:
     pause.add_argument("name")
     command("doctor", "versions, devices, storage: what would not work and how to mend it")
     return parser
+
+
+def _add_init(command: Callable[[str, str], argparse.ArgumentParser]) -> None:
+    """init."""
+    start = command("init", "lay out a project of your own: a sweep, a data config for your table, a Makefile")
+    start.add_argument("folder", help="a new folder, or one that is there")
+    start.add_argument(
+        "--data", metavar="FILE", help="your table: csv, tsv, json, jsonl or parquet; default: an example"
+    )
+    start.add_argument("--text-column", metavar="NAME", help="its column of texts; guessed where it is left out")
+    start.add_argument("--label-column", metavar="NAME", help="its column of labels; guessed where it is left out")
+    start.add_argument("--model", metavar="PATH", help="your model: a folder or a hub id; default: a tiny one of ours")
+    start.add_argument("--name", dest="sweep_name", metavar="NAME", help="the sweep's name; default: the folder's")
+    start.add_argument("--force", action="store_true", help="write over files that are there")
 
 
 def _add_showing(command: argparse.ArgumentParser) -> None:

@@ -88,6 +88,27 @@ def _show_config(arguments: argparse.Namespace, overrides: list[str]) -> int:
     return 0
 
 
+def _init(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    from lorasweep import starting
+
+    if overrides:
+        raise UsageError(f"init takes no overrides such as {overrides[0]}; they go with `lorasweep sweep`")
+    started = starting.init(
+        arguments.folder,
+        arguments.data,
+        arguments.text_column,
+        arguments.label_column,
+        arguments.model,
+        arguments.sweep_name,
+        arguments.force,
+    )
+    if arguments.json:
+        _print_json(started.to_json())
+    else:
+        print(started.describe())
+    return 0
+
+
 def _sweep(arguments: argparse.Namespace, overrides: list[str]) -> int:
     from lorasweep import sweeping
 
@@ -299,6 +320,7 @@ def _doctor(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
 
 COMMANDS: dict[str, Callable[[argparse.Namespace, list[str]], int]] = {
+    "init": _init,
     "sweep": _sweep,
     "resume": _resume,
     "train": _train,

@@ -169,7 +169,7 @@ def composing(home: Home, sweep: str | None, overrides: list[str]) -> Iterator[C
             raise ConfigError(explain.unknown_option(key, given[key], home))
     if file is not None and (asked := explain.hydras_own(file)) is not None:
         raise ConfigError(f"{asked} (in {file})")
-    words = ([f"sweeps={sweep}"] if file else []) + overrides
+    words = ([override_string("sweeps", sweep)] if file else []) + overrides  # a name such as 2024 is no number
     with _hydra_at_rest(home):
         try:
             with initialize_config_dir(str(home.shipped / "conf"), version_base="1.3", job_name="lorasweep"):
