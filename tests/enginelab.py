@@ -15,7 +15,7 @@ from lorasweep.data.encode import Encoded
 from lorasweep.models.base import LoadedBase, load_base
 from lorasweep.models.builtin import resolve
 from lorasweep.models.prefix_cache import PrefixBudget
-from lorasweep.tasks import Classify
+from lorasweep.tasks import Classify, Exam
 from lorasweep.training.pack import Failed, Finished, Pack, Stepped
 
 VOCABULARY = 120
@@ -128,11 +128,12 @@ def pack_of(
     train: Encoded,
     validation: Encoded | None = None,
     prefixes: PrefixBudget | None = None,
+    rung_exam: Exam | None = None,
     **objective: str,
 ) -> Pack:
     task = Classify(TaskConfig(), NAMES)
     validation = rows(12, seed=9) if validation is None else validation
-    return Pack(base, task, train, validation, ObjectiveConfig(**objective), slots, prefixes)
+    return Pack(base, task, train, validation, ObjectiveConfig(**objective), slots, prefixes, rung_exam)
 
 
 def run(pack: Pack, until: int | None = None) -> dict[int, list[Stepped]]:

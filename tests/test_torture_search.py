@@ -11,7 +11,7 @@ from lorasweep.search.study import SweepStudy
 from test_torture import TRIALS, finish, kill_after, kill_at, run_whole
 from torturekit import MINI, Nursery, check_agreement, check_same, home_with, left_by
 
-PRUNED = MINI.replace("sampler:", "pruner: {kind: asha, min_samples: 16, factor: 2}\nsampler:")
+PRUNED = MINI.replace("sampler:", "pruner: {kind: asha, min_samples: 16, factor: 2, eval_rows: 8}\nsampler:")
 
 
 @pytest.mark.slow

@@ -22,14 +22,20 @@ class TrialState(StrEnum):
 STYLES = {"complete": "green", "pruned": "yellow", "failed": "red", "running": "cyan"}  # the colour of each state
 
 
+def at_rung(metric: str) -> str:
+    """What a metric over the part of the validation rows that rungs are judged by is logged as."""
+    return f"rung/{metric.removeprefix('eval/')}"
+
+
 @dataclass
 class TrialRecord:
     """One trial as a row of the leaderboard; `metrics` are those of the kept checkpoint.
 
     `value` is the objective (None unless complete or pruned), `params` maps swept override keys to values,
     `samples` counts training rows seen, `reason` says why a trial was pruned or failed. `interval` is that of `value`
-    over `eval_rows` evaluation rows, at 95%. `peak_memory_bytes`: the most that its process had taken of the device (of
-    a CPU: of main memory) by the trial's end; trials of a pack share it.
+    over `eval_rows` evaluation rows, at 95%; that of a pruned trial may be over a part of them, as `reason` says.
+    `peak_memory_bytes`: the most that its process had taken of the device (of a CPU: of main memory) by the trial's
+    end; trials of a pack share it.
     """
 
     trial: int

@@ -18,6 +18,7 @@ from lorasweep.config.home import Home
 from lorasweep.config.schema import Config
 from lorasweep.errors import DataError, ModelError, StorageError, TrialFailed, UsageError
 from lorasweep.models.unchanged import changed_base
+from lorasweep.records import at_rung
 from lorasweep.search.study import SweepStudy
 from lorasweep.tracking.recorded import Recorded
 
@@ -225,7 +226,7 @@ def _train(
 ) -> tuple[Series, dict[str, float], str | None]:
     """(series of this time, metrics of the kept checkpoint, how it failed). A trial that was pruned ends at
     `last_step`, where it ended then."""
-    from lorasweep.training.pack import Evaluated, Failed, Finished, Stepped
+    from lorasweep.training.pack import Evaluated, Failed, Finished, Rated, Stepped
 
     pack, series, kept, step = workbench.pack(config), Series(), dict[str, float](), 0
 
@@ -248,6 +249,8 @@ def _train(
             elif isinstance(event, Evaluated):
                 note(event.metrics)
                 kept = event.metrics if event.is_best else kept
+            elif isinstance(event, Rated) and event.over_part:
+                note({at_rung(name): value for name, value in event.metrics.items()})
             elif isinstance(event, Finished):
                 return series, event.best_metrics, None
     return series, kept, None

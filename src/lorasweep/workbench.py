@@ -114,6 +114,16 @@ class Workbench:
             )
         return self._encoded[key]
 
+    def _rung_exam(self, config: Config) -> Exam | None:
+        """What trials are judged by at their rungs; None where that is the whole validation."""
+        from lorasweep.models.base import load_tokenizer
+
+        split, count = self.data(config).validation, config.pruner.eval_rows
+        if config.pruner.kind == "none" or not 0 < count < len(split):
+            return None
+        part = split.select([place * len(split) // count for place in range(count)])
+        return self.task(config).exam(part, load_tokenizer(config.model), config.data, self.folders.cache)
+
     def model_fingerprint(self, config: Config) -> str:
         """sha256 (hex) of what a trial starts from: its base's files, or a baseline's settings."""
         if config.model.kind == TRANSFORMER:
@@ -135,11 +145,13 @@ class Workbench:
             return self._baselines(config)
         names = tuple(self.data(config).label_names)
         shared = base_key(config, self.task(config).head, names)
-        key = _digest(shared, asdict(config.data), asdict(config.task), config.adapter.kind == "full")
+        full, rows = config.adapter.kind == "full", config.pruner.eval_rows
+        key = _digest(shared, asdict(config.data), asdict(config.task), full, rows)
         if key not in self._packs:
             base, (train, validation) = self.base(config), self.encoded(config)
-            slots = 1 if config.adapter.kind == "full" else self.slots
-            pack = Pack(base, self.task(config), train, validation, self.objective, slots, self._budget(config))
+            slots = 1 if full else self.slots
+            budget, rungs = self._budget(config), self._rung_exam(config)
+            pack = Pack(base, self.task(config), train, validation, self.objective, slots, budget, rungs)
             self._packs[key] = (shared, pack, config)
         return self._packs[key][1]
 

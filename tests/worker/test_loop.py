@@ -11,6 +11,7 @@ import pytest
 from lorasweep import sweeping
 from lorasweep.config.home import Folders
 from lorasweep.search.study import SweepStudy
+from lorasweep.tracking.histories import points_of
 from lorasweep.worker.loop import Interrupted
 from test_main_job import SWEEP
 
@@ -52,6 +53,25 @@ def test_a_loser_leaves_at_its_rung_and_says_why_everywhere(home: Path) -> None:
     for row in rows.values():
         if row["state"] == "complete":
             assert row["samples"] == row["params"]["train.max_steps"] * row["params"]["train.batch_size"]
+
+
+def test_rungs_may_be_judged_by_a_part_of_the_rows_under_a_name_of_their_own(home: Path) -> None:
+    words = [*WORDS, "pruner=asha", "pruner.min_samples=24", "pruner.eval_rows=11", "sweep.trials=6"]
+    outcome = sweeping.start("mini", words, quiet=True)
+    pruned = [row for row in outcome.board.rows if row["state"] == "pruned"]
+    complete = [row for row in outcome.board.rows if row["state"] == "complete"]
+    assert pruned and len(complete) + len(pruned) == 6
+    for row in pruned:
+        assert row["reason"].startswith("rung 24 samples: eval/accuracy over at most 11 rows ")
+        assert row["value"] == row["metrics"]["rung/accuracy"] and round(row["value"] * 11, 6).is_integer()
+        assert not any(name.startswith("eval/") for name in row["metrics"])
+    assert all("eval/accuracy" in row["metrics"] and row["value"] is not None for row in complete)
+    runs = {row["trial"]: row["run_id"] for row in complete}
+    last = {row["trial"]: row["params"]["train.max_steps"] for row in complete}
+    for trial, points in points_of(Folders(home), "mini", runs):  # over all rows at the end alone
+        seen = list(points)
+        assert len([point for point in seen if "rung/accuracy" in point.metrics]) == 1
+        assert [point.step for point in seen if "eval/accuracy" in point.metrics] == [last[trial]]
 
 
 def test_wilcoxon_gets_its_rows(home: Path) -> None:

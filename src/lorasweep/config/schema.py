@@ -288,6 +288,12 @@ class PrunerConfig:
         "hyperband: training samples of a trial that trains to its end; decides the number of brackets",
         above=0,
     )
+    eval_rows: int = option(
+        0,
+        "validation rows that trials are judged by at their rungs, the same for all and evenly spread over the split; "
+        "logged as `rung/...`, beside the evaluations over all rows; 0: all rows",
+        at_least=0,
+    )
     interval_samples: int = option(256, "all others: training samples from one rung to the next", above=0)
     warmup_samples: int = option(0, "all others: no rung before this many training samples", at_least=0)
     startup_trials: int = option(5, "median, percentile: complete trials before any is pruned", at_least=0)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 
+from lorasweep.records import at_rung
 from lorasweep.reporting.material import CURVES, Curve, Material
 from lorasweep.reporting.pictures import BLUE, GREEN, PALETTE, Picture, Plot, Series
 
@@ -19,6 +20,7 @@ def pictures(material: Material) -> list[Picture]:
     titles = dict(CURVES)
     for objective in material.objectives:
         titles.setdefault(objective.metric, objective.metric)
+        titles.setdefault(at_rung(objective.metric), f"{objective.metric} at rungs, over a part of the rows")
     return [
         picture
         for metric, title in titles.items()

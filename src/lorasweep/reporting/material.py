@@ -18,7 +18,7 @@ from lorasweep import results
 from lorasweep.config.home import Folders
 from lorasweep.config.schema import ObjectiveConfig
 from lorasweep.ranking import board as leaderboard
-from lorasweep.records import TrialRecord, TrialState
+from lorasweep.records import TrialRecord, TrialState, at_rung
 from lorasweep.search.study import SweepStudy
 from lorasweep.stats import Results
 from lorasweep.tracking.histories import points_of
@@ -99,7 +99,8 @@ class Material:
     def curves(self) -> dict[str, dict[int, Curve]]:
         """Metric -> trial -> its curve, of the trials in `drawn`."""
         found: dict[str, dict[int, Curve]] = {}
-        keys = {SAMPLES, *CURVES, *(one.metric for one in self.objectives)}
+        metrics = [one.metric for one in self.objectives]
+        keys = {SAMPLES, *CURVES, *metrics, *map(at_rung, metrics)}
         for trial, points in self.points(self.drawn, keys):
             for key, curve in read_curves(points, self.records[trial].samples).items():
                 found.setdefault(key, {})[trial] = curve

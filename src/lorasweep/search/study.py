@@ -164,7 +164,9 @@ class SweepStudy(SteeredStudy):
 
     @cached_property
     def _judge(self) -> Judge:
-        return Judge(self.config.pruner, self.name, self.direction, self.metric)
+        rows = self.config.pruner.eval_rows
+        metric = f"{self.metric} over at most {rows:,} rows" if rows else self.metric
+        return Judge(self.config.pruner, self.name, self.direction, metric)
 
     # -- asking -----------------------------------------------------------------------------------------------------
 

@@ -1,7 +1,7 @@
 """Evaluation of several slots over the validation rows in shared forwards.
 
 Every forward holds the same rows for all slots that are due, rows of like length together, so ranges are equal and
-little is padded. Neighbours: `pack` (when), `generate` (prompts), `tasks` (what is measured).
+little is padded. Neighbours: `examine` (when), `generate` (prompts), `tasks` (what is measured).
 """
 
 from __future__ import annotations
@@ -33,6 +33,13 @@ class Sheets:
     exam: Exam
     rows: RowStore
     prompts: RowStore | None = None
+
+    @classmethod
+    def of(cls, exam: Exam, pad: int, device: torch.device, causal: bool) -> Sheets:
+        """An exam's rows moved to the device."""
+        rows = RowStore(exam.rows, pad, device, causal=causal)
+        prompts = None if exam.prompts is None else RowStore(exam.prompts, pad, device, causal=True)
+        return cls(exam, rows, prompts)
 
 
 def evaluate(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lorasweep.tasks.base import Predictions
+from lorasweep.tasks.base import Predictions, References
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,7 @@ class Stepped:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """One evaluation over all validation rows. predictions: as `tasks.base` says, in the rows' order; rung: the one
-    that was reached, in training samples, None for none."""
+    """One evaluation over all validation rows. predictions: as `tasks.base` says, in the rows' order."""
 
     number: int
     step: int
@@ -31,7 +30,22 @@ class Evaluated:
     metrics: dict[str, float]
     predictions: Predictions
     is_best: bool
-    rung: int | None = None
+
+
+@dataclass(frozen=True)
+class Rated:
+    """What a trial is worth at a rung, in training samples. metrics: over all validation rows, or, where there is an
+    `Evaluated` of its own for those, over the fixed part that rungs are judged by (`over_part`); predictions and
+    references are those rows'."""
+
+    number: int
+    step: int
+    samples: int
+    rung: int
+    metrics: dict[str, float]
+    predictions: Predictions
+    references: References
+    over_part: bool
 
 
 @dataclass(frozen=True)
@@ -59,4 +73,4 @@ class Failed:
     message: str
 
 
-Event = Stepped | Evaluated | Finished | Failed
+Event = Stepped | Evaluated | Rated | Finished | Failed

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+OUT_OF_MEMORY = "out of memory"  # what such an error is kept as: itself, it holds frames
 CPU_WORDS = ("can't allocate memory", "not enough memory")  # of torch's CPU allocators
 
 

@@ -3,14 +3,13 @@
 `advance` gives every trial one micro-batch in shared forwards, steps those whose accumulation is full, evaluates those
 that are due together, and tells what happened as events. It never decides which trial trains: `worker` admits and
 evicts. Where memory runs out it cuts its forwards, then parks trials until there is room, and loses nothing.
-Neighbours: `slot` (a trial's state), `forwards` (who shares one), `stepping`, `evaluate`, models' engines (trained
-values), `tasks` (losses, metrics).
+Neighbours: `slot` (a trial's state), `forwards` (who shares one), `stepping`, `examine` (evaluations), models' engines
+(trained values), `tasks` (losses, metrics).
 """
 
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,13 +24,13 @@ from lorasweep.models.packed_lora import Engine
 from lorasweep.models.stream import RowStore, Segment
 from lorasweep.tasks.base import Exam, References
 from lorasweep.training.ahead import compute_ahead
-from lorasweep.training.evaluate import Sheets, evaluate
-from lorasweep.training.events import Evaluated, Event, Failed, Finished, Stepped
+from lorasweep.training.evaluate import Sheets
+from lorasweep.training.events import Evaluated, Event, Failed, Finished, Rated, Stepped
+from lorasweep.training.examine import Examiner
 from lorasweep.training.forwards import Limits, cut_forwards
 from lorasweep.training.lanes import Lanes
-from lorasweep.training.memory import describe, free_memory, is_out_of_memory
+from lorasweep.training.memory import OUT_OF_MEMORY, describe, free_memory, is_out_of_memory
 from lorasweep.training.roster import Roster, State
-from lorasweep.training.sheet import Sheet
 from lorasweep.training.slot import Best, Slot
 from lorasweep.training.stepping import Diverged, gradient_norms, optimizer_step
 
@@ -41,15 +40,15 @@ if TYPE_CHECKING:
     from lorasweep.models.prefix_cache import PrefixBudget
     from lorasweep.tasks import Task
 
-__all__ = ["Evaluated", "Event", "Failed", "Finished", "Pack", "Stepped"]
+__all__ = ["Evaluated", "Event", "Failed", "Finished", "Pack", "Rated", "Stepped"]
 
-OUT_OF_MEMORY = "out of memory"
 TOKENS_PER_FORWARD = {"cpu": 8192, "cuda": 131072}  # beyond it, further slots go into a forward of their own
 
 
 class Pack:
     """K slots over one base. Not thread-safe. Rows, base and task are shared; nothing else is. `validation`: encoded
-    rows stand for an exam of classification.
+    rows stand for an exam of classification; `rung_exam`: what trials are judged by at their rungs, None: by the whole
+    validation.
 
     Raises:
         ConfigError: a row is longer than the base has positions for.
@@ -64,16 +63,16 @@ class Pack:
         objective: ObjectiveConfig,
         slots: int,
         prefixes: PrefixBudget | None = None,
+        rung_exam: Exam | None = None,
     ):
         self.base, self.task, self.objective = base, task, objective
         pad, causal = base.model.config.pad_token_id, base.key.head == "causal_lm"
         self.train = RowStore(train, pad, base.device, causal=causal)
         exam = validation if isinstance(validation, Exam) else Exam(validation, validation.labels.numpy())
-        self.validation = RowStore(exam.rows, pad, base.device, causal=causal)
-        prompts = None if exam.prompts is None else RowStore(exam.prompts, pad, base.device, causal=True)
-        self.sheets = Sheets(exam, self.validation, prompts)
+        self.sheets = Sheets.of(exam, pad, base.device, causal)
+        prompts = self.sheets.prompts
         asked = 0 if prompts is None else prompts.longest + exam.max_new_tokens
-        longest, limit = max(self.train.longest, self.validation.longest, asked), base.longest_row
+        longest, limit = max(self.train.longest, self.sheets.rows.longest, asked), base.longest_row
         if limit is not None and longest > limit:
             raise ConfigError(
                 f"a row has {longest} tokens{' with its answer' if longest == asked else ''} and {base.path} takes at "
@@ -82,6 +81,8 @@ class Pack:
         self.roster = Roster(base, slots, len(self.train), prefixes)
         self.lanes = Lanes(base.device, 4 * sum(inputs * outputs for inputs, outputs in base.linear_modules.values()))
         self.limits = Limits(TOKENS_PER_FORWARD[base.device.type], together=base.packable)
+        part = None if rung_exam is None else Sheets.of(rung_exam, pad, base.device, causal)
+        self.examiner = Examiner(self, objective, self.sheets, part)
 
     # -- who is in it ---------------------------------------------------------------------------------------------
 
@@ -101,7 +102,7 @@ class Pack:
         return self.roster.free
 
     def admit(self, number: int, config: Config, rungs: Sequence[int] = ()) -> None:
-        """Start a trial; neighbours do not notice. It is evaluated after the first step with at least as many training
+        """Start a trial; neighbours do not notice. It is judged after the first step with at least as many training
         samples as each rung, beside its own evaluations.
 
         Raises:
@@ -166,7 +167,7 @@ class Pack:
         events: list[Event] = [Failed(number, e.cause, e.message) for number, e in roster.seat_waiting()]
         as_they_are = [slot for slot in roster.training if slot.max_steps == 0]
         if as_they_are:  # nothing is trained: their one evaluation is their end
-            return events + self._evaluate(as_they_are)
+            return events + self.examiner.examine(as_they_are)
         slots, again = roster.training, set[int]()  # again: slots that went back to their step's start
         expected = sum(slot.config.train.batch_size for slot in slots) * self.train.mean_length
         lanes = cut_forwards(slots, self.train, limits, engine, self.lanes.useful(expected))
@@ -196,13 +197,13 @@ class Pack:
                 continue
             except Exception as error:  # moments of full fine-tuning that do not fit, for one
                 cause = "out_of_memory" if is_out_of_memory(error) else "exception"
-                events.append(self._fail(slot, cause, f"optimizer step {slot.step + 1}: {describe(error)}"))
+                events.append(self.fail(slot, cause, f"optimizer step {slot.step + 1}: {describe(error)}"))
                 continue
             if stepped is not None:
                 events.append(stepped)
-                if slot.evaluation_due:
+                if self.examiner.is_due(slot):
                     due.append(slot)
-        return events + self._evaluate(due) if due else events
+        return events + self.examiner.examine(due) if due else events
 
     def _run_lane(self, forwards: list[list[Segment]]) -> list[tuple[list[Segment], list[Event], str]]:
         """Train the forwards of one lane; of each its segments, its events and, if any, its trouble in words."""
@@ -257,7 +258,7 @@ class Pack:
             free_memory(self.base.device)
             return [] if released else self._shrink(segments)
         if len(segments) == 1:
-            return [self._fail(self.roster.at(segments[0].slot), "exception", trouble)]
+            return [self.fail(self.roster.at(segments[0].slot), "exception", trouble)]
         self.limits.alone |= {segment.slot for segment in segments}
         return []
 
@@ -269,7 +270,7 @@ class Pack:
             self.limits.tokens, self.limits.split_rows = max(1, min(self.limits.tokens, tokens) // 2), True
             return []
         slot = self.roster.at(segments[0].slot)
-        return [] if self._park() else [self._fail(slot, "out_of_memory", self._memory_message(slot, tokens))]
+        return [] if self._park() else [self.fail(slot, "out_of_memory", self.memory_message(slot, tokens))]
 
     def _park(self) -> bool:
         """Train fewer trials at once, each from the start of its step; False where one is alone already."""
@@ -278,7 +279,8 @@ class Pack:
             self.engine.zero_gradients(slot.index)
         return self.roster.make_room()
 
-    def _memory_message(self, slot: Slot, tokens: int) -> str:
+    def memory_message(self, slot: Slot, tokens: int) -> str:
+        """That a row of so many tokens does not fit, beside what, and what to set."""
         trained = self.engine.counts(slot.index).trainable
         return (
             f"one row of {tokens} tokens does not fit on {self.base.device} beside a base of "
@@ -288,73 +290,20 @@ class Pack:
 
     def _diverged(self, slot: Slot, what: str) -> Failed:
         last = "none before it" if slot.last_loss is None else f"the step before had loss {slot.last_loss:.6g}"
-        return self._fail(
+        return self.fail(
             slot,
             "diverged",
             f"{what} at step {slot.step + 1} ({last}; learning rate {slot.lr:.3g}). Lower optimizer.lr, warm up longer"
             + (", or use train.precision=bf16" if slot.config.train.precision == "fp16" else ""),
         )
 
-    def _fail(self, slot: Slot, cause: str, message: str) -> Failed:
+    def fail(self, slot: Slot, cause: str, message: str) -> Failed:
+        """End a trial; its neighbours go on."""
         slot.over = cause
         self.engine.zero_gradients(slot.index)
         return Failed(slot.number, cause, message)
 
     # -- evaluation -----------------------------------------------------------------------------------------------
-
-    def _evaluate(self, due: list[Slot]) -> list[Event]:
-        """Evaluate slots together."""
-        results, trouble, began = [], "", time.monotonic()
-        try:
-            results = evaluate(self.engine, self.task, self.sheets, due, self.limits.tokens, self.lanes)
-        except Exception as error:
-            trouble = OUT_OF_MEMORY if is_out_of_memory(error) else describe(error)
-        if trouble:
-            return self._evaluate_again(due, trouble)
-        for slot in due:
-            slot.eval_seconds = (time.monotonic() - began) / len(due)
-        return [event for slot, result in zip(due, results, strict=True) for event in self._judge(slot, *result)]
-
-    def _evaluate_again(self, due: list[Slot], trouble: str) -> list[Event]:
-        """After out of memory in smaller forwards, then slot by slot; after an exception slot by slot, so that it ends
-        its own trial alone."""
-        longest, is_memory = self.validation.longest, trouble == OUT_OF_MEMORY
-        if is_memory:
-            free_memory(self.base.device)
-            if self.limits.tokens > len(due) * longest:
-                self.limits.tokens //= 2
-                return self._evaluate(due)
-        if len(due) > 1:
-            return [event for slot in due for event in self._evaluate([slot])]
-        (slot,) = due
-        if is_memory:
-            return [self._fail(slot, "out_of_memory", self._memory_message(slot, longest))]
-        return [self._fail(slot, "exception", f"evaluation at step {slot.step}: {trouble}")]
-
-    def _judge(self, slot: Slot, metrics: dict[str, float], sheet: Sheet) -> list[Event]:
-        """What an evaluation means for a trial: a new best, its end, or a failure."""
-        problem = self.objective.problem(metrics)
-        if problem is not None:
-            return [self._fail(slot, "objective", f"{problem} at step {slot.step}")]
-        value = metrics[self.objective.metric]
-        is_best = slot.best is None or self._better(value, slot.best.value)
-        if is_best:
-            slot.best = Best(slot.step, value, dict(metrics), self.engine.save(slot.index), sheet)
-        slot.evaluations_without_best = 0 if is_best else slot.evaluations_without_best + 1
-        events: list[Event] = [
-            Evaluated(slot.number, slot.step, slot.samples, metrics, sheet.predictions, is_best, slot.rung)
-        ]
-        patience = slot.config.train.early_stopping_evals
-        if slot.step == slot.max_steps:
-            slot.over = "steps"
-        elif patience and slot.evaluations_without_best >= patience:
-            slot.over = "early_stopping"
-        if slot.over:
-            best = slot.best
-            assert best is not None
-            ended = (slot.number, slot.step, slot.samples, best.step, dict(best.metrics), slot.over)
-            events.append(Finished(*ended, slot.seconds, slot.eval_seconds))
-        return events
 
     def evaluate_untrained(self, number: int) -> dict[str, float]:
         """Metrics of a trial before its first step: the base with its head as it starts. Empty where the trial waits
@@ -362,17 +311,7 @@ class Pack:
         if self.roster.waiting(number) is not None:
             return {}
         with self.lanes.one_core():
-            slot = self.roster.slot(number)
-            try:
-                found = evaluate(self.engine, self.task, self.sheets, [slot], self.limits.tokens, self.lanes)
-            except Exception as error:
-                if is_out_of_memory(error):
-                    free_memory(self.base.device)
-                return {}
-        return dict(found[0][0])
-
-    def _better(self, value: float, than: float) -> bool:
-        return value > than if self.objective.direction == "maximize" else value < than
+            return self.examiner.untrained(self.roster.slot(number))
 
     # -- what a trial leaves --------------------------------------------------------------------------------------
 

@@ -106,7 +106,10 @@ class Slot:
 
     @property
     def rung(self) -> int | None:
-        """The rung that the step just done has reached, the highest where it passed several; None for none."""
+        """The rung that the step just done has reached, the highest where it passed several; None for none, and at the
+        trial's end, where nothing is left to decide."""
+        if self.step == self.max_steps:
+            return None
         before = self.samples - samples_per_step(self.config.train)
         return max((rung for rung in self.rungs if before < rung <= self.samples), default=None)
 
@@ -127,9 +130,9 @@ class Slot:
 
     @property
     def evaluation_due(self) -> bool:
-        """Whether the step just done is one to evaluate after."""
+        """Whether the trial itself wants an evaluation after the step just done; a rung may want another."""
         every = self.config.train.eval_every_steps
-        return self.step == self.max_steps or (every > 0 and self.step % every == 0) or self.rung is not None
+        return self.step == self.max_steps or (every > 0 and self.step % every == 0)
 
     def rewind(self) -> None:
         """Go back to the start of the step in progress."""

@@ -130,7 +130,7 @@ class Worker:
                 continue
             self._save_where_due()
             for pack in self.workbench.active_packs:
-                for event in pack.advance():
+                for event in self.outcomes.in_order(pack.advance()):
                     self.outcomes.let_go_of_lost()
                     self.outcomes.handle(event)
             for number in self.slots.ghosts_that_are_over():

@@ -19,7 +19,7 @@ from lorasweep.config.schema import Config
 from lorasweep.errors import LorasweepError, ObjectiveError, StorageError, TrialFailed
 from lorasweep.posts import Post
 from lorasweep.progress import Progress
-from lorasweep.records import TrialRecord, TrialState
+from lorasweep.records import TrialRecord, TrialState, at_rung
 from lorasweep.search.leases import Leases
 from lorasweep.stats import Results, interval, value_of
 from lorasweep.worker.failures import Streak
@@ -50,13 +50,22 @@ class Outcomes:
         self.failures = Streak(study.name, study.config.sweep.max_failures)
         self.goes_on: Callable[[], bool] = lambda: True  # False: whoever waits here should give up
 
+    def in_order(self, events: list[Any]) -> list[Any]:
+        """What a pack says of one turn, in the order to handle it: trials that are at a rung together come last, the
+        best of them first. Which slot a trial sits in must not decide whom it is compared with."""
+        from lorasweep.training.pack import Rated
+
+        rated = [event for event in events if isinstance(event, Rated)]
+        rated.sort(key=lambda event: event.metrics[self.study.metric], reverse=self.study.direction == "maximize")
+        return [event for event in events if not isinstance(event, Rated)] + rated
+
     def handle(self, event: Any) -> None:
         """One event of a pack.
 
         Raises:
             ObjectiveError: the objective's metric is never logged.
         """
-        from lorasweep.training.pack import Evaluated, Failed, Finished, Stepped
+        from lorasweep.training.pack import Evaluated, Failed, Finished, Rated, Stepped
 
         trial = self.slots.trials.get(event.number)
         if trial is None:  # it was pruned at this very turn's evaluation
@@ -70,6 +79,8 @@ class Outcomes:
             self._on_step(trial, event)
         elif isinstance(event, Evaluated):
             self._on_evaluation(trial, event)
+        elif isinstance(event, Rated):
+            self._on_rung(trial, event)
         elif isinstance(event, Finished):
             self._on_finish(trial, event)
         elif isinstance(event, Failed):
@@ -88,27 +99,31 @@ class Outcomes:
         self.progress.stepped(event.number, event.step, event.loss)
 
     def _on_evaluation(self, trial: RunningTrial, event: Any) -> None:
-        self.tracker.log(event.number, event.metrics, event.step)
-        failpoints.reach("metrics-spooled")
-        self.tracker.flush(event.number)
+        self._log(event.number, event.metrics, event.step)
         self.progress.evaluated(event.number, event.step, event.metrics.get(self.study.metric))
-        if event.rung is not None and event.step < trial.pack.max_steps(event.number):
-            self._on_rung(trial, event)
+
+    def _log(self, number: int, metrics: dict[str, float], step: int) -> None:
+        self.tracker.log(number, metrics, step)
+        failpoints.reach("metrics-spooled")
+        self.tracker.flush(number)
 
     def _on_rung(self, trial: RunningTrial, event: Any) -> None:
         """Report the value there; a trial that has lost leaves at once. A replay is given the first verdict again."""
         from lorasweep.training.evaluate import row_results
 
-        value = event.metrics[self.study.metric]
+        value, metrics = event.metrics[self.study.metric], dict(event.metrics)
+        if event.over_part:
+            metrics = {at_rung(name): metric for name, metric in metrics.items()}
+            self._log(event.number, metrics, event.step)
         rows = None
         if self.study.config.pruner.kind == "wilcoxon":
-            rows = row_results(event.predictions, trial.pack.references, self.study.direction == "maximize")
+            rows = row_results(event.predictions, event.references, self.study.direction == "maximize")
         verdict = self.study.report(event.number, event.rung, value, rows)
         failpoints.reach("judged")
         self.slots.changed = True
         if not verdict.keep:
             record = trial.record(TrialState.PRUNED)
-            record.value, record.metrics, record.reason = value, dict(event.metrics), verdict.reason
+            record.value, record.metrics, record.reason = value, metrics, verdict.reason
             self._end(record, {})
 
     def _on_finish(self, trial: RunningTrial, event: Any) -> None:
