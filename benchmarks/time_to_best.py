@@ -62,7 +62,7 @@ def write_sweep(folder: Path, arguments: argparse.Namespace, seed: int) -> None:
         },
         "adapter": {"targets": ["query", "value"]},
         "sampler": {"seed": seed},
-        "pruner": {"min_samples": arguments.min_samples},
+        "pruner": {"min_samples": arguments.min_samples, "eval_rows": arguments.rung_rows},
         "train": {
             "batch_size": arguments.batch_size, "max_steps": arguments.steps, "eval_every_steps": arguments.steps,
             "eval_batch_size": 64,
@@ -109,12 +109,13 @@ def main() -> int:
     parser.add_argument("--train", type=Path, required=True)
     parser.add_argument("--eval", type=Path, required=True)
     parser.add_argument("--trials", type=int, default=32, help="in the peer's list")
-    parser.add_argument("--budget", type=int, default=64, help="trials of a sweep, most of them pruned")
+    parser.add_argument("--budget", type=int, default=40, help="trials of a sweep, most of them pruned")
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--min-samples", type=int, default=100, help="the first rung")
+    parser.add_argument("--min-samples", type=int, default=200, help="the first rung")
+    parser.add_argument("--rung-rows", type=int, default=200, help="validation rows that rungs are judged by")
     parser.add_argument("--eval-steps", type=int, default=50, help="the peer's")
-    parser.add_argument("--slots", default="8")
+    parser.add_argument("--slots", default="4", help="fewer react sooner, more pack better")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("bench-results/time_to_best.json"))
     arguments = parser.parse_args()

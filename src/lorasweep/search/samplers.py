@@ -11,7 +11,8 @@ import hashlib
 import itertools
 import random
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from optuna.distributions import BaseDistribution
@@ -151,32 +152,40 @@ class Proposals(BaseSampler):
         return self._built[1]
 
 
+@dataclass(frozen=True)
+class Draw:
+    """What a sampler of one trial is made for. `conditional`: keys exist only at times; `earlier`: trials of other
+    sweeps that the model starts from."""
+
+    seed: int
+    startup: int  # trials before the first that a model proposes
+    conditional: bool
+    earlier: list[FrozenTrial]
+
+
+# sampler.kind -> Optuna's sampler; the other kinds know points by number, and draw at random what they do not know.
+# Where keys exist only at times, tpe models each group of keys that occur together, gp and cmaes the keys that always
+# exist. multivariate is said outright, because for several objectives Optuna's default draws key by key.
+MAKERS: dict[str, Callable[[Draw], BaseSampler]] = {
+    "tpe": lambda draw: TPESampler(
+        seed=draw.seed, n_startup_trials=draw.startup, multivariate=True, group=draw.conditional
+    ),
+    "gp": lambda draw: GPSampler(seed=draw.seed, n_startup_trials=draw.startup, warn_independent_sampling=False),
+    "cmaes": lambda draw: CmaEsSampler(
+        seed=draw.seed, n_startup_trials=max(1, draw.startup), warn_independent_sampling=False,
+        source_trials=draw.earlier or None,
+    ),
+}  # fmt: skip
+
+
 def optuna_sampler(
     settings: SamplerConfig, number: int, conditional: bool = False, earlier: list[FrozenTrial] | None = None
 ) -> BaseSampler:
-    """Optuna's own sampler for one trial; random where the kind keeps no model of the space.
-
-    Where keys exist only at times, tpe models each group of keys that occur together, and gp and cmaes model the keys
-    that always exist: the others are drawn at random.
-    """
-    seed, startup = seed_of(settings.seed, number), settings.startup_trials
-    if settings.kind == "tpe":
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ExperimentalWarning)
-            # said outright, because for several objectives Optuna's default draws key by key
-            return TPESampler(seed=seed, n_startup_trials=startup, multivariate=True, group=conditional)
+    """Optuna's own sampler for one trial; random where the kind keeps no model of the space."""
+    draw = Draw(seed_of(settings.seed, number), settings.startup_trials, conditional, earlier or [])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
-        if settings.kind == "gp":
-            return GPSampler(seed=seed, n_startup_trials=startup, warn_independent_sampling=False)
-        if settings.kind == "cmaes":
-            return CmaEsSampler(
-                seed=seed,
-                n_startup_trials=max(1, startup),
-                warn_independent_sampling=False,
-                source_trials=earlier or None,
-            )
-    return RandomSampler(seed)
+        return MAKERS[settings.kind](draw) if settings.kind in MAKERS else RandomSampler(draw.seed)
 
 
 def sobol_point(space: Space, seed: int, index: int) -> dict[str, Any]:

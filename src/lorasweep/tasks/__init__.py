@@ -1,6 +1,11 @@
-"""What a model is asked to do with a row: `make_task` picks the task that the config names."""
+"""What a model is asked to do with a row: `make_task` picks the task that the config names.
+
+docs/adding.md says how to add one.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 from lorasweep.config.schema import Config
 from lorasweep.tasks.answering import Answering
@@ -11,11 +16,13 @@ from lorasweep.tasks.instruct import Instruct
 
 __all__ = ["Answers", "Classify", "Exam", "Sitting", "Task", "make_task"]
 
+MAKERS: dict[str, Callable[[Config, list[str]], Task]] = {  # task.kind -> its maker
+    "classify": lambda config, label_names: Classify(config.task, label_names),
+    "instruct": Instruct,
+    "qa": lambda config, label_names: (Extract if config.task.predict == "extract" else Answering)(config, label_names),
+}
+
 
 def make_task(config: Config, label_names: list[str]) -> Task:
     """The task of `config.task`, for these classes; ConfigError where its settings do not fit them."""
-    if config.task.kind == "instruct":
-        return Instruct(config, label_names)
-    if config.task.kind == "qa":
-        return Extract(config, label_names) if config.task.predict == "extract" else Answering(config, label_names)
-    return Classify(config.task, label_names)
+    return MAKERS[config.task.kind](config, label_names)
