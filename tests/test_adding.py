@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
 import pytest
 import yaml
 
 from enginelab import build_base
+from lorasweep import tasks
 from lorasweep.config import compose
-from lorasweep.config.home import Home
+from lorasweep.config.home import Folders, Home
 from lorasweep.config.schema import SamplerConfig, TaskConfig
 from lorasweep.data.sources import load_search_data
 from lorasweep.metrics import classification
 from lorasweep.search import samplers
 from lorasweep.workbench import Workbench
-from lorasweep import tasks
-from lorasweep.config.home import Folders
 
 PAGE = (Path(__file__).parent.parent / "docs" / "adding.md").read_text()
 
@@ -45,7 +44,9 @@ def test_a_model_and_a_data_set_are_one_file_each(tmp_path: Path) -> None:
     for group, document in (("model", model), ("data", data)):
         (tmp_path / "conf" / group).mkdir(parents=True)
         (tmp_path / "conf" / group / "mine.yaml").write_text(yaml.safe_dump(document))
-    config = compose.compose(["model=mine", "data=mine", "launcher.device=cpu"], home=Home(tmp_path))
+    config = compose.compose(
+        ["model=mine", "data=mine", "launcher.device=cpu"], home=Home(tmp_path, Home.find().shipped)
+    )
     assert (config.model.family, config.data.max_length) == ("gpt2", 128)
     assert load_search_data(config.data).label_names == ["0", "1"]
     pack = Workbench(Folders(tmp_path), config.sweep.objective, 2).pack(config)
@@ -83,9 +84,12 @@ def test_a_metric_is_a_function_and_a_line(monkeypatch: pytest.MonkeyPatch) -> N
     import numpy as np
 
     real = classification.classification_metrics
-    monkeypatch.setattr(
-        classification, "classification_metrics", lambda *given: {**real(*given), "errors": 1 - real(*given)["accuracy"]}
-    )
+
+    def more(*given: Any) -> dict[str, float]:
+        found = real(*given)
+        return {**found, "errors": 1 - found["accuracy"]}
+
+    monkeypatch.setattr(classification, "classification_metrics", more)
     task = tasks.Classify(TaskConfig(), ["no", "yes"])
     found = task.metrics(np.array([[0.9, 0.1], [0.8, 0.2]]), np.array([0, 1]), np.array([0.1, 1.6]))
     assert found["eval/errors"] == 0.5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import warnings
 from collections.abc import Callable
@@ -9,6 +10,8 @@ from typing import Any
 
 import optuna
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from test_study import HOME, ask, finish, folders, make_config, record, storage_url  # noqa: F401  (folders is a fixture)
 
 from lorasweep.config.compose import compose
@@ -16,7 +19,8 @@ from lorasweep.config.home import Folders
 from lorasweep.config.schema import PrunerConfig
 from lorasweep.errors import ConfigError
 from lorasweep.records import TrialState
-from lorasweep.search.pruners import rungs_of
+from lorasweep.search.pruners import Judge, rungs_of
+from lorasweep.search.reports import Report, attribute
 from lorasweep.search.space import parse_space
 from lorasweep.search.study import SweepStudy
 
@@ -247,3 +251,40 @@ def test_reasons_name_what_was_to_beat(folders: Folders) -> None:  # noqa: F811
     assert threshold.report(ask(threshold).number, 256, 0.25).reason == (
         "rung 256 samples: eval/accuracy 0.2500 is below pruner.lower=0.5"
     )
+
+
+@pytest.mark.parametrize("direction", ["maximize", "minimize"])
+@pytest.mark.parametrize("kind", ["asha", "hyperband"])
+@given(
+    values=st.lists(st.floats(0, 1), min_size=1, max_size=9, unique=True), earlier=st.lists(st.floats(0, 1), max_size=6)
+)
+@settings(max_examples=12, deadline=None)
+def test_trials_at_a_rung_together_are_judged_beside_all_of_them(
+    direction: str, kind: str, values: list[float], earlier: list[float]
+) -> None:
+    """Whom the pruner keeps of them is a question of their values alone: the best 1/factor of all that came there."""
+    sign = 1 if direction == "maximize" else -1
+    judge = Judge(PrunerConfig(kind=kind, min_samples=64, max_samples=64, factor=3), "it", direction, "m")
+    trials = [optuna.trial.create_trial(state=optuna.trial.TrialState.RUNNING) for _ in [*earlier, *values]]
+    for number, trial in enumerate(trials):
+        trial.number = number
+    for number, value in enumerate(earlier):
+        store(trials[number], judge.judge(trials, number, 64, value))
+    beside = {len(earlier) + place: (64, value) for place, value in enumerate(values)}
+    ranked = sorted([*earlier, *values], key=lambda value: -sign * value)
+    cut = ranked[max(1, len(ranked) // 3) - 1]
+    for number, (_, value) in beside.items():
+        report = judge.judge(trials, number, 64, value, beside=beside)
+        store(trials[number], report)
+        assert report.keep == (sign * value >= sign * cut), (report.reason, ranked)
+
+
+def test_other_pruners_do_not_look_beside(folders: Folders) -> None:  # noqa: F811
+    study = open_study(folders, "pruner=median", "pruner.startup_trials=0")
+    first, second = ask(study), ask(study)
+    beside = {first.number: (256, 0.2), second.number: (256, 0.9)}
+    assert study.report(first.number, 256, 0.2, beside=beside).keep
+
+
+def store(trial: optuna.trial.FrozenTrial, report: Report) -> None:
+    trial.set_user_attr(attribute(64), json.dumps(report.to_json()))

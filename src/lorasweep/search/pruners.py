@@ -74,9 +74,16 @@ class Judge:
         self._ended: dict[int, FrozenTrial] = {}  # views of trials that have ended, which no longer change
 
     def judge(
-        self, trials: list[FrozenTrial], number: int, samples: int, value: float, results: list[float] | None = None
+        self,
+        trials: list[FrozenTrial],
+        number: int,
+        samples: int,
+        value: float,
+        results: list[float] | None = None,
+        beside: dict[int, tuple[int, float]] | None = None,
     ) -> Report:
-        """The report of trial `number` at the rung `samples`, among what `trials` have reported so far.
+        """The report of trial `number` at the rung `samples`, among what `trials` have reported so far and those
+        `beside` it, number -> (rung, value), report now.
 
         Raises:
             ConfigError: no `results`, one a validation row, where the pruner compares those.
@@ -85,6 +92,10 @@ class Judge:
             return Report(value)
         rows = self._rows(results) if self.settings.kind == "wilcoxon" else []
         views = {trial.number: self._view(trial, samples) for trial in trials}
+        if self.settings.kind in GEOMETRIC:  # the others compare with complete trials, or with none
+            for other, (rung, its_value) in sorted((beside or {}).items()):
+                if other != number and rung not in views[other].intermediate_values:
+                    views[other] = self._arrived(views, other, rung, its_value)
         own = views[number] = copy.copy(views[number])
         own.intermediate_values = dict(enumerate(rows)) if rows else {**own.intermediate_values, samples: value}
         others = [view for view in views.values() if view.intermediate_values or not view.state.is_finished()]
@@ -96,6 +107,15 @@ class Judge:
         own.system_attrs = {**own.system_attrs, **marks}
         said = explain(self.settings, pruner, study, own, self.metric)
         return Report(value, False, f"rung {samples:,} samples: {said}", marks, rows)
+
+    def _arrived(self, views: dict[int, FrozenTrial], number: int, rung: int, value: float) -> FrozenTrial:
+        """A trial's view with the value that it is about to report, marked by the pruner as arrived at its rung."""
+        view = copy.copy(views[number])
+        view.intermediate_values = {**view.intermediate_values, rung: value}
+        study, marks = view_study(self.study_name, self.direction, [*({**views, number: view}).values()])
+        optuna_pruner(self.settings).prune(study, view)
+        view.system_attrs = {**view.system_attrs, **marks}
+        return view
 
     def _rows(self, results: list[float] | None) -> list[float]:
         """At most `settings.rows` of the results, evenly spread: the same rows for every trial."""

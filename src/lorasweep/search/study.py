@@ -243,10 +243,18 @@ class SweepStudy(SteeredStudy):
         """Training samples at which a trial that trains `max_samples` at most is judged, ascending."""
         return rungs_of(self.config.pruner, max_samples)
 
-    def report(self, number: int, samples: int, value: float, results: list[float] | None = None) -> Verdict:
+    def report(
+        self,
+        number: int,
+        samples: int,
+        value: float,
+        results: list[float] | None = None,
+        beside: dict[int, tuple[int, float]] | None = None,
+    ) -> Verdict:
         """Whether a trial that has this value of the objective at the rung `samples` trains on, and if not, why.
 
         `results`: one number a validation row, higher is better where the objective is maximized; wilcoxon needs them.
+        `beside`: number -> (rung, value) of trials that report at the same moment; they count as having done so.
         Asked again for the same rung, also of a trial that has ended, the first verdict is the answer and nothing
         changes.
 
@@ -259,7 +267,7 @@ class SweepStudy(SteeredStudy):
         trial = self._stored.trial(number)
         found = reports.reports_of(trial).get(samples)
         if found is None:
-            found = self._judge.judge(self._stored.trials(), number, samples, value, results)
+            found = self._judge.judge(self._stored.trials(), number, samples, value, results, beside)
             self._stored.set(number, reports.attribute(samples), found.to_json())
         noted = samples in trial.intermediate_values or trial.state.is_finished()
         if not noted and not self.goals.several:  # also where a kill came in between

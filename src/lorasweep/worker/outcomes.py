@@ -48,15 +48,16 @@ class Outcomes:
         self.study, self.tracker, self.progress = study, tracker, progress
         self.slots, self.leases, self.post, self.rows_id = slots, leases, post, rows_id
         self.failures = Streak(study.name, study.config.sweep.max_failures)
+        self._rated_now: dict[int, tuple[int, float]] = {}  # number -> rung and value of this turn
         self.goes_on: Callable[[], bool] = lambda: True  # False: whoever waits here should give up
 
     def in_order(self, events: list[Any]) -> list[Any]:
-        """What a pack says of one turn, in the order to handle it: trials that are at a rung together come last, the
-        best of them first. Which slot a trial sits in must not decide whom it is compared with."""
+        """What a pack says of one turn, in the order to handle it: trials that are at a rung together come last, each
+        to be judged beside all of them. Which slot a trial sits in must not decide whom it is compared with."""
         from lorasweep.training.pack import Rated
 
         rated = [event for event in events if isinstance(event, Rated)]
-        rated.sort(key=lambda event: event.metrics[self.study.metric], reverse=self.study.direction == "maximize")
+        self._rated_now = {event.number: (event.rung, event.metrics[self.study.metric]) for event in rated}
         return [event for event in events if not isinstance(event, Rated)] + rated
 
     def handle(self, event: Any) -> None:
@@ -118,7 +119,7 @@ class Outcomes:
         rows = None
         if self.study.config.pruner.kind == "wilcoxon":
             rows = row_results(event.predictions, event.references, self.study.direction == "maximize")
-        verdict = self.study.report(event.number, event.rung, value, rows)
+        verdict = self.study.report(event.number, event.rung, value, rows, self._rated_now)
         failpoints.reach("judged")
         self.slots.changed = True
         if not verdict.keep:
