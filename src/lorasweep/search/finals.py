@@ -188,7 +188,14 @@ class FinalsStudy(SweepStudy):
         _, waiting, _ = self._stored.outline(clones.CLONE)
         return not waiting
 
-    def report(self, number: int, samples: int, value: float, results: list[float] | None = None) -> Verdict:
+    def report(
+        self,
+        number: int,
+        samples: int,
+        value: float,
+        results: list[float] | None = None,
+        beside: dict[int, tuple[int, float]] | None = None,
+    ) -> Verdict:
         """A finalist is evaluated where its trial was, and always trains on."""
         return Verdict(True)
 
