@@ -8,7 +8,7 @@ PIP = $(VENV)/bin/python -m pip install --disable-pip-version-check --quiet -c c
 INPUTS = pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup sweep resume plan leaderboard report promote ui doctor test test-fast torture lint bench gpu bases clean
+.PHONY: help setup sweep resume plan leaderboard report promote ui doctor wheel test test-fast torture lint bench gpu bases clean
 
 help:  ## this list
 	@echo "make TARGET [SWEEP=name] [ARGS=\"overrides\"]      (SWEEP is a file in sweeps/; default: quickstart)"
@@ -39,6 +39,9 @@ ui: $(VENV)/.runtime  ## the MLflow UI, opened at SWEEP's leaderboard
 
 doctor: $(VENV)/.runtime  ## versions, devices, storage; what would not work and how to mend it
 	@$(LORASWEEP) doctor $(ARGS)
+
+wheel: $(VENV)/bin/python  ## build dist/lorasweep-VERSION-py3-none-any.whl, which works outside this folder
+	@$(VENV)/bin/python -m pip wheel --disable-pip-version-check --quiet --no-deps --wheel-dir dist . && ls dist/*.whl
 
 test: $(VENV)/.dev  ## every test that needs no GPU
 	@$(VENV)/bin/python -m pytest -n 3 --dist worksteal -m "not gpu and not torture" $(ARGS)
