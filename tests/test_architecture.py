@@ -13,6 +13,7 @@ SOURCE = Path(__file__).parent.parent / "src" / "lorasweep"
 LAYERS = [
     ("__init__",),
     ("cli",),
+    ("completion",),
     ("arguments", "refusal", "api"),
     (
         "planning",

@@ -100,6 +100,10 @@ def build_parser() -> argparse.ArgumentParser:
     crew.add_argument("name")
     pause = command("pause", "save a running sweep and let its processes leave; resume continues it")
     pause.add_argument("name")
+    shell = command(
+        "completion", "print the completion script of a shell; source it: source <(lorasweep completion bash)"
+    )
+    shell.add_argument("shell", choices=("bash", "zsh", "fish"))
     command("doctor", "versions, devices, storage: what would not work and how to mend it")
     return parser
 

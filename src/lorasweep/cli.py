@@ -18,16 +18,18 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-from lorasweep import environment, refusal
+from lorasweep import completion, environment, refusal
 from lorasweep.arguments import parse
 from lorasweep.errors import LorasweepError, UsageError
 
 BY_FILE = ("sweep", "plan")  # their NAME is a file's; that of others a stored sweep's
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None) -> int:  # noqa: PLR0911  (each kind of end has its code)
     """Run one command and return its exit code; no traceback for errors that are the user's to mend."""
     words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == [completion.ASK]:
+        return completion.answer(words[1:])
     environment.settle()
     as_json = "--json" in words
     for stream in (sys.stdout, sys.stderr):
@@ -302,6 +304,15 @@ def _workers(arguments: argparse.Namespace, overrides: list[str]) -> int:
     return 0
 
 
+def _completion(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    text = completion.script(arguments.shell)
+    if arguments.json:
+        _print_json({"shell": arguments.shell, "script": text})
+    else:
+        print(text, end="")
+    return 0
+
+
 def _doctor(arguments: argparse.Namespace, overrides: list[str]) -> int:
     from lorasweep import doctor
     from lorasweep.config.compose import tracking_place
@@ -336,6 +347,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace, list[str]], int]] = {
     "clone": _clone,
     "workers": _workers,
     "pause": _pause,
+    "completion": _completion,
     "doctor": _doctor,
 }
 
