@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 
 DEFAULTS = {  # a user's own setting wins
     # OpenMP threads that spin while they wait slow a step several-fold wherever another program wants the core too
@@ -28,3 +29,5 @@ def settle() -> None:
         os.environ.setdefault(name, value)
     # bitsandbytes asks for an optional kernel package at each import on CPUs with avx512_bf16; it works without
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    # what they will change one day is for their callers to mend, not for who reads our output
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft)\b")

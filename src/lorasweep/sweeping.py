@@ -377,7 +377,8 @@ def show_outcome(outcome: Outcome) -> None:
         print(f"\nSweep {name} is finished: {counts}. All is done; a larger sweep.trials=N continues it.")
     else:
         samples = f"{outcome.train_samples:,} training samples"
-        print(f"\n{counts} in {format_seconds(outcome.wall_seconds)}, {samples}, {outcome.slots} slots.")
+        slots = f"{outcome.slots} slot{'s' * (outcome.slots != 1)}"
+        print(f"\n{counts} in {format_seconds(outcome.wall_seconds)}, {samples}, {slots}.")
     if outcome.stopped:
         print(f"The search ended because {outcome.stopped}.")
     if outcome.best is None:
