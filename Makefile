@@ -8,7 +8,7 @@ PIP = $(VENV)/bin/python -m pip install --disable-pip-version-check --quiet -c c
 INPUTS = pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup sweep resume plan leaderboard report promote ui doctor wheel test test-fast torture lint bench gpu bases clean
+.PHONY: help setup sweep resume plan leaderboard report promote ui doctor wheel test test-fast torture lint bench soak audit gpu bases clean
 
 help:  ## this list
 	@echo "make TARGET [SWEEP=name] [ARGS=\"overrides\"]      (SWEEP is a file in sweeps/; default: quickstart)"
@@ -60,6 +60,13 @@ bench: $(VENV)/.dev  ## packed trials against the Trainer and plain PEFT, interl
 	@$(VENV)/bin/python benchmarks/packed.py --name tiny --trials 16 --steps 50 --batch-size 2 --eval-steps 25 $(ARGS)
 	@test -z "$(BASE)" || $(VENV)/bin/python benchmarks/steps.py --name base --model $(BASE) --train $(DATA)/train.tsv --targets query,value --steps 10 --slots 1 4 8
 	@test -z "$(BASE)" || $(VENV)/bin/python benchmarks/packed.py --name base --model $(BASE) --train $(DATA)/train.tsv --eval $(DATA)/dev.tsv $(ARGS)
+
+soak: $(VENV)/.dev  ## 500 short trials in one process: does memory grow, is a handle or thread left over?
+	@$(VENV)/bin/python benchmarks/soak.py $(ARGS)
+
+audit: $(VENV)/.dev  ## known vulnerabilities of the installed packages, by pip-audit; needs the network
+	@$(VENV)/bin/python -m pip install --disable-pip-version-check --quiet "pip-audit>=2.9"
+	@$(VENV)/bin/pip-audit --skip-editable --progress-spinner off $(ARGS)
 
 bases: $(VENV)/.runtime  ## pretrain the tiny demo bases again, from generated text
 	@$(VENV)/bin/python -m lorasweep.models.pretrain src/lorasweep/models/bases $(ARGS)

@@ -61,9 +61,11 @@ class NotRead(StorageError):
 
 
 class Checkpoints:
-    """The checkpoints of one worker, in a place of its own."""
+    """The checkpoints of one worker, in a place of its own. `owner`: whose they are, kept inside each, so that one that
+    was copied in from elsewhere is known; "" asks nothing."""
 
-    def __init__(self, place: Depot | Path, kept: int = KEPT):
+    def __init__(self, place: Depot | Path, kept: int = KEPT, owner: str = ""):
+        self.owner = owner
         self.depot: Depot = FolderDepot(place, SINGLE) if isinstance(place, Path) else place
         self.kept = kept
         self._again_at, self._warned = 0.0, False  # time.monotonic()
@@ -82,7 +84,7 @@ class Checkpoints:
         """
         from safetensors.torch import save
 
-        header = {"lorasweep": json.dumps({"format": FORMAT, **state})}
+        header = {"lorasweep": json.dumps({"format": FORMAT, "owner": self.owner, **state})}
         raw = save({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, metadata=header)
         try:
             earlier = self._files()
@@ -186,12 +188,22 @@ class Checkpoints:
                 "the one before it is taken"
             )
             return None
-        header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
-        state = json.loads(header["__metadata__"]["lorasweep"])
-        if state.pop("format") != FORMAT:
+        try:
+            header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
+            state, tensors = json.loads(header["__metadata__"]["lorasweep"]), load(raw)
+            written_as, owner = state.pop("format"), state.pop("owner", "")
+        except Exception as error:  # its name fits, so somebody gave it that name
+            notes.append(
+                f"checkpoint {path} is none of lorasweep's ({type(error).__name__}); the one before it is taken"
+            )
+            return None
+        if written_as != FORMAT:
             notes.append(f"checkpoint {path} was written by another version of lorasweep and cannot be read")
             return None
-        return Checkpoint(state, load(raw), notes)
+        if owner and self.owner and owner != self.owner:
+            notes.append(f"checkpoint {path} is that of {owner}, not of {self.owner}; the one before it is taken")
+            return None
+        return Checkpoint(state, tensors, notes)
 
 
 def again_at(began: float) -> float:
@@ -202,7 +214,8 @@ def again_at(began: float) -> float:
 
 def checkpoints_of(folders: Folders, sweep: str, *place: str) -> Checkpoints:
     """The checkpoints of one place (a post, a trial) on a sweep."""
-    return Checkpoints(files_of(folders, sweep, "checkpoints", *place, single=SINGLE))
+    files = files_of(folders, sweep, "checkpoints", *place, single=SINGLE)
+    return Checkpoints(files, owner="/".join([sweep, *(part for part in place if part)]))
 
 
 def forget_checkpoints(folders: Folders, sweep: str) -> None:

@@ -98,7 +98,8 @@ class FolderDepot:
         part = self._part(name)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with part.open("wb") as file:
+            part.unlink(missing_ok=True)  # what a kill left, or a link out of here that somebody else laid
+            with part.open("xb") as file:  # never through a link
                 half = len(raw) // 2
                 file.write(raw[:half])
                 self._reach("half")

@@ -9,6 +9,7 @@ reads are for), `outcomes` (writes), `ranking` (reads). Without torch, so that a
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import logging
 import time
@@ -61,7 +62,9 @@ def write(place: Depot, trial: int, results: Results, about: dict[str, Any] | No
     }
     if results.losses is not None:
         tensors["losses"] = np.ascontiguousarray(results.losses, dtype=np.float32)
-    header = {"format": FORMAT, "label_names": results.label_names, "rows_id": results.rows_id, **(about or {})}
+    ours = {"format": FORMAT, "trial": trial, "label_names": results.label_names, "rows_id": results.rows_id}
+    header = json.loads(json.dumps({**ours, **(about or {})}))  # as it will be read
+    header["sha256"] = _sum(header, tensors)
     raw, warned = save(tensors, metadata={"lorasweep": json.dumps(header)}), False
     until = time.monotonic() + WRITING_SECONDS
     while True:
@@ -106,7 +109,11 @@ def read_in(place: Depot, trial: int) -> Results | None:
         raise Away(f"what trials answered cannot be read: {error}") from error
     try:
         about = json.loads(json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])["__metadata__"]["lorasweep"])
-        tensors = load(raw)
+        tensors, noted = load(raw), about.pop("sha256", None)
+        if noted is not None and noted != _sum(about, tensors):  # older versions noted none
+            raise ValueError("it was changed")
+        if about.get("trial", trial) != trial:
+            raise ValueError(f"it is that of trial {about['trial']}")
         scores = {name.removeprefix(SCORE): rows for name, rows in tensors.items() if name.startswith(SCORE)}
         return Results(
             tensors["labels"].astype(np.int64),
@@ -116,8 +123,16 @@ def read_in(place: Depot, trial: int) -> Results | None:
             scores,
             about["rows_id"],
         )
-    except (SafetensorError, KeyError, ValueError, UnicodeDecodeError) as error:
+    except (SafetensorError, LookupError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise StorageError(
             f"{place.place_of(name_of(trial))} is not what lorasweep wrote there ({type(error).__name__}: {error}); "
             "restore it from a backup, or delete it: its trial is then ranked without ties"
         ) from error
+
+
+def _sum(about: dict[str, Any], tensors: dict[str, Any]) -> str:
+    """sha256 (hex) of all that a file holds."""
+    whole = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+    for name, rows in sorted(tensors.items()):
+        whole.update(f"{name} {rows.dtype} {rows.shape}".encode() + rows.tobytes())
+    return whole.hexdigest()

@@ -29,7 +29,7 @@ class LauncherConfig:
         at_least=1,
     )
     threads: int | None = option(
-        None, "CPU threads of a worker; null: its share of the cores, with ray `cpus`", above=0
+        None, "CPU threads of a worker; null: its share of the cores, with ray `cpus`", above=0, at_most=4096
     )
     address: str = option(
         "auto", "ray: host:port of the cluster; auto: the one of this machine or of RAY_ADDRESS, else one started here"

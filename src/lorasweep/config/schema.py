@@ -148,7 +148,9 @@ class DataConfig:
     classes: int = option(
         2, "demo_reviews: 2 (negative, positive), 3 (also neutral) or 4 (also mixed)", at_least=2, at_most=4
     )
-    demo_rows: int = option(2400, "demo: training rows to generate; validation and test have a quarter each", above=0)
+    demo_rows: int = option(
+        2400, "demo: training rows to generate; validation and test have a quarter each", above=0, at_most=1_000_000
+    )
     demo_seed: int = option(0, "demo: seed of the generator", at_least=0)
 
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
-from lorasweep.config.home import given_path
+from lorasweep.config.home import exists, given_path
 from lorasweep.config.scale import HINT
 from lorasweep.config.schema import DataConfig
 from lorasweep.data.table import Table
@@ -31,16 +32,17 @@ def read_split(split: str, setting: str, data: DataConfig) -> Table:
 
     where = f"{data.hub_id} ({split})"
     folder = given_path(data.hub_id)
-    problem = None if folder.is_dir() else look(data)
+    local = exists(folder, Path.is_dir)
+    problem = None if local else look(data)
     quiet = datasets.utils.logging.get_verbosity()
     datasets.utils.logging.set_verbosity_error()
     try:
         with cache_alone() if problem else contextlib.nullcontext():
             loaded = datasets.load_dataset(
-                str(folder) if folder.is_dir() else data.hub_id,
+                str(folder) if local else data.hub_id,
                 data.hub_config,
                 split=split,
-                revision=None if folder.is_dir() else data.hub_revision,
+                revision=None if local else data.hub_revision,
             )
     except Exception as error:  # datasets raises many types, its own and its transport's; all become one sentence
         raise DataError(explain(error, problem, split, setting, data)) from error

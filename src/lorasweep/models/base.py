@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from lorasweep.config.schema import Config, ModelConfig, QuantizationConfig
-from lorasweep.errors import ConfigError, ModelError
+from lorasweep.errors import ConfigError, LorasweepError, ModelError
 from lorasweep.models import families, hub
 from lorasweep.models.counts import count_parameters
 from lorasweep.models.decoding import StepBatch
@@ -196,7 +196,7 @@ def load_tokenizer(model: ModelConfig) -> Any:
             local_files_only=source.offline,
             trust_remote_code=model.trust_remote_code,
         )
-    except (OSError, ValueError, ImportError, KeyError) as error:
+    except Exception as error:  # a damaged or hostile file raises whatever its reader stumbles over
         raise ModelError(f"model.path={model.path}: its tokenizer cannot be loaded: {_first_line(error)}") from error
     if tokenizer.pad_token_id is None:
         token = tokenizer.eos_token or tokenizer.unk_token
@@ -306,7 +306,9 @@ def _load_model(
                 **common,
                 **extra,
             )
-    except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
+    except LorasweepError:
+        raise
+    except Exception as error:  # as with its tokenizer
         raise ModelError(f"model.path={config.model.path} cannot be loaded: {_first_line(error)}") from error
     model, info = loaded
     lacking = set(info["missing_keys"]) | {name for name, *_ in info.get("mismatched_keys") or ()}

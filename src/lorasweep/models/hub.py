@@ -11,7 +11,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from lorasweep.config.home import given_path
+from lorasweep.config.home import exists, given_path
 from lorasweep.config.scale import HINT
 from lorasweep.config.schema import ModelConfig
 from lorasweep.errors import ConfigError, ModelError
@@ -43,13 +43,13 @@ def locate(model: ModelConfig) -> Source:
     if not path:
         raise ConfigError("model.path is empty; give a hub id or a folder, for example model.path=bert-base-uncased")
     folder = given_path(path)
-    if folder.is_dir():
+    if exists(folder, Path.is_dir):
         if not (folder / "config.json").is_file():
             raise ModelError(
                 f"model.path={path}: the folder has no config.json, so it is not a Transformers checkpoint"
             )
         return Source(str(folder), None, local=True, offline=True)
-    if folder.is_file():
+    if exists(folder, Path.is_file):
         raise ModelError(f"model.path={path} is a file; give the folder that holds config.json and the weights")
     if not _is_hub_id(path):
         raise ModelError(f"model.path={path}: there is no such folder, and it cannot be a hub id (NAME or OWNER/NAME)")

@@ -1,0 +1,28 @@
+"""A sweep in one process keeps nothing open: benchmarks/soak.py in short. Memory, which settles late, is its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from test_scale_benchmark import load
+
+
+@pytest.mark.slow
+def test_no_handle_or_thread_is_left_over(tmp_path: Path) -> None:
+    soak = load("soak")
+    samples = soak.watch(tmp_path, 40, every_seconds=0.05)
+    first, last = soak.around(samples, 10), soak.around(samples, 39)
+    assert first["trials"] < 20 and last["trials"] > 30
+    assert not soak.leaked(first, last), (first, last)
+    sizes = soak.sizes(tmp_path, 40)
+    assert sizes["study.db"] < 20 and sizes["mlflow.db"] < 100  # KiB a trial; a new mlflow.db has 900 KiB
+
+
+def test_a_leak_is_told() -> None:
+    soak = load("soak")
+    steady = {"handles": 16, "threads": 5}
+    assert not soak.leaked(steady, {"handles": 18, "threads": 5})
+    assert soak.leaked(steady, {"handles": 60, "threads": 5})
+    assert soak.leaked(steady, {"handles": 16, "threads": 6})
