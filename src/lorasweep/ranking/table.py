@@ -68,7 +68,7 @@ def explained(board: Leaderboard) -> list[str]:
         )
         lines.append(
             f"≈ tied: {whom} as good as trial {ties.first} for all that can be said ({ties.test}, corrected for "
-            f"{ties.compared:,} comparisons)"
+            f"{ties.compared:,} comparison{'s' * (ties.compared != 1)})"
         )
     best = board.best
     found = best.get("finalist") if best else None
