@@ -12,8 +12,6 @@ import math
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -24,7 +22,7 @@ import pytest
 from clusterkit import SECRET, Postgres, Site, site
 from lorasweep import posts
 from lorasweep.config.home import Folders
-from torturekit import OWN, Left, check_agreement, check_same, left_by
+from torturekit import OWN, Command, Left, check_agreement, check_same, left_by, the_nursery
 
 pytestmark = pytest.mark.slow
 
@@ -56,28 +54,23 @@ def home_with_list(folder: Path, steps: int) -> Path:
 
 
 @contextmanager
-def command(home: Path, *words: str) -> Iterator[subprocess.Popen]:
-    """A running `lorasweep` whose output is in home/log; it does not outlive the context."""
-    env = {**os.environ, "LORASWEEP_HOME": str(home), "OMP_NUM_THREADS": "1"}
-    with (home / "log").open("ab") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "lorasweep.cli", *words], cwd=home, env=env, stdout=log, stderr=log
-        )
+def command(home: Path, *words: str) -> Iterator[Command]:
+    """A running `lorasweep`; it does not outlive the context."""
+    started = the_nursery().start(home, *words)
     try:
-        yield process
+        yield started
     finally:
-        if process.poll() is None:
-            process.kill()
-        process.wait(20)
+        started.send(signal.SIGKILL)
+        started.wait(20)
 
 
 def run(home: Path, *words: str, seconds: float = 300) -> str:
     """Its output, where it ends well."""
-    with command(home, *words) as process:
-        code = process.wait(seconds)
-    said = (home / "log").read_text()
-    assert code == 0, said[-3000:]
-    return said
+    with command(home, *words) as started:
+        code = started.wait(seconds)
+    assert code == 0, started.output[-3000:]
+    assert SECRET not in started.output
+    return started.output
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +164,7 @@ class Nodes:
 
     @property
     def overrides(self) -> list[str]:
-        return ["launcher=ray", f"launcher.address={self.cluster.address}", "launcher.workers=3"]
+        return ["launcher=ray", f"launcher.address={self.cluster.address}", f"launcher.workers={len(self.nodes)}"]
 
 
 @pytest.fixture
@@ -268,16 +261,15 @@ def check_what_chaos_left(servers: Site, home: Path, sweep: str, calm: Left) -> 
 CALM_SECONDS = 2.0  # from one blow to the next, at least
 
 
-def wreak_havoc(process: subprocess.Popen, blows: list, draw: random.Random, home: Path) -> None:
-    """One blow after another while the sweep runs, each as often as it is listed."""
-    left = list(blows)
+def wreak_havoc(process: Command, blows: list, draw: random.Random) -> list[str]:
+    """One blow after another while the sweep runs, each as often as it is listed; what was done."""
+    left, done = list(blows), []
     draw.shuffle(left)
     while left and process.poll() is None:
         time.sleep(CALM_SECONDS + draw.random() * 2)
         if process.poll() is None:
-            said = left.pop()()
-            with (home / "log").open("a") as log:
-                log.write(f"--- {said}\n")
+            done.append(left.pop()())
+    return done
 
 
 @pytest.mark.torture  # minutes of restarts
@@ -299,9 +291,8 @@ def test_chaos_changes_nothing(
         deadline = time.monotonic() + 120
         while not pids_at_work(servers, home, sweep) and time.monotonic() < deadline:
             time.sleep(0.5)
-        wreak_havoc(process, blows, draw, home)
+        done = wreak_havoc(process, blows, draw)
         code = process.wait(400)
-    said = (home / "log").read_text()
-    assert code == 0, said[-4000:]
-    assert said.count("--- ") >= 5, f"the sweep was over before it was hurt:\n{said[-3000:]}"
+    assert code == 0, f"{done}\n{process.output[-4000:]}"
+    assert len(done) >= 5, f"the sweep was over before it was hurt: {done}\n{process.output[-3000:]}"
     check_what_chaos_left(servers, home, sweep, plain(LONG))
