@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -51,7 +52,9 @@ def test_values_move_to_a_union_and_back_exactly(mine: RowLayout, other: RowLayo
     assert torch.equal(carry(carry(row, mine, union, rank), union, mine, rank), row)
 
 
-def test_neighbours_keep_values_gradients_and_moments_when_the_arena_is_laid_anew() -> None:
+@pytest.mark.parametrize("newcomer", [5, 1])
+def test_neighbours_keep_values_gradients_and_moments_when_the_arena_is_laid_anew(newcomer: int) -> None:
+    """For a newcomer of a larger rank, or of a smaller one with pieces of its own."""
     small = RowLayout((("h", 2),), (("h", 2, 5),), (("a", 7, 4),))
     large = RowLayout((("h", 2), ("a", 4)), (("h", 2, 5),), (("b", 6, 6), ("a", 7, 4)))
     plain, grown = Arena(2, torch.device("cpu")), Arena(2, torch.device("cpu"))
@@ -67,7 +70,7 @@ def test_neighbours_keep_values_gradients_and_moments_when_the_arena_is_laid_ane
                 piece.add_(1)
             arena.write(0, own * mask, arena.grad_row(0))
             if arena is grown and step == 2:  # between a gradient and its step
-                arena.take(1, large, 5)
+                arena.take(1, large, newcomer)
             slot.optimizer.step()
     assert grown.layout != plain.layout
     assert torch.equal(plain.read(0, plain.row(0)), grown.read(0, grown.row(0)))

@@ -65,6 +65,7 @@ def test_second_texts_are_read_too() -> None:
 
 
 @pytest.mark.parametrize("settings", [bag(), bag(classifier="forest", trees=5), ModelConfig(kind="majority")])
+@pytest.mark.slow
 def test_files_hold_no_code_and_give_the_same_back(settings: ModelConfig, tmp_path: Path) -> None:
     fitted = Baseline.fit(settings, 0, ROWS, 2)
     fitted.save(tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
 
 from enginelab import (
@@ -134,6 +136,25 @@ def test_heads_of_the_right_size_start_from_the_checkpoint_others_are_drawn(tmp_
     assert not torch.equal(drawn[0], drawn[2])
 
 
+def test_a_fresh_adapter_is_drawn_as_peft_draws_it(base_path: Callable[[str], str], tmp_path: Path) -> None:
+    """A uniform within 1 / sqrt(inputs), which is kaiming_uniform_ at a = sqrt(5); B zero."""
+    trial = config(base_path("bert"), adapter__r=16)
+    pack = pack_of(base_of(trial), 1, rows(4))
+    pack.admit(0, trial)
+    drawn = load_file(str(export_now(pack, 0, tmp_path) / "adapter_model.safetensors"))
+    pairs = {name: piece for name, piece in drawn.items() if ".lora_" in name}
+    assert pairs
+    for name, piece in pairs.items():
+        if ".lora_B" in name:
+            assert not piece.any(), name
+            continue
+        wanted = torch.empty_like(piece)
+        torch.nn.init.kaiming_uniform_(wanted, a=math.sqrt(5))
+        bound = 1 / math.sqrt(piece.shape[1])
+        assert 0.9 * bound < float(piece.abs().max()) <= bound, name
+        assert float(piece.std()) == pytest.approx(float(wanted.std()), rel=0.15), name
+
+
 def test_modules_that_the_checkpoint_lacks_are_trained_whole(tmp_path: Path) -> None:
     from transformers import BertForMaskedLM
 
@@ -185,6 +206,7 @@ def test_nf4_pack_equals_peft_over_the_same_quantized_base(
 
 
 @pytest.mark.parametrize("family", ["bert", "llama", "gpt2"])
+@pytest.mark.slow
 def test_bf16_is_autocast_and_packed_equals_alone(family: str, base_path: PathOf, tmp_path: Path) -> None:
     # small rates: a curve that jumps would turn rounding into other losses
     trials = mixed_trials(base_path(family), 3, train__precision="bf16", train__max_steps=6, optimizer__lr=3e-4)

@@ -31,6 +31,7 @@ def test_every_passage_has_a_telling_word() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.slow
 def test_same_seed_same_bytes(name: str, tmp_path: Path) -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

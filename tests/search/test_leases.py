@@ -67,6 +67,7 @@ def test_silence_longer_than_the_grace_period_makes_orphans(study: SweepStudy) -
     assert other.orphans([]) == []
     silence(study, 0, 45)
     assert other.orphans([]) == [0]
+    assert one.orphans([]) == []  # its own, which it has in hand
     one.beat([0])
     assert other.orphans([]) == []
 

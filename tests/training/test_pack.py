@@ -139,7 +139,7 @@ def test_a_diverging_trial_fails_and_its_neighbour_finishes(base_path: Path_of) 
 
 
 @pytest.mark.parametrize("direction", ["maximize", "minimize"])
-def test_best_checkpoint_is_kept_and_ties_keep_the_earlier(direction: str, base_path: Path_of) -> None:
+def test_best_checkpoint_is_kept(direction: str, base_path: Path_of) -> None:
     path = base_path("bert")
     trial = config(path, train__max_steps=12, train__eval_every_steps=3, optimizer__lr=1e-2)
     pack = pack_of(base_of(trial), 1, rows(30), rows(6, seed=5), metric="eval/accuracy", direction=direction)
@@ -162,6 +162,17 @@ def test_best_checkpoint_is_kept_and_ties_keep_the_earlier(direction: str, base_
     slot = pack.roster.slot(4)
     assert slot.best is not None
     assert torch.equal(slot.best.values["values"], kept[end.best_step])
+
+
+@pytest.mark.parametrize("direction", ["maximize", "minimize"])
+def test_a_tie_keeps_the_earlier(direction: str, base_path: Path_of) -> None:
+    trial = config(base_path("bert"), train__max_steps=6, train__eval_every_steps=2, optimizer__lr=0.0)
+    pack = pack_of(base_of(trial), 1, rows(30), rows(6, seed=5), metric="eval/accuracy", direction=direction)
+    pack.admit(0, trial)
+    events = [event for _ in range(6) for event in pack.advance()]
+    (end,) = [event for event in events if isinstance(event, Finished)]
+    assert end.best_step == 2
+    assert [event.is_best for event in events if isinstance(event, Evaluated)] == [True, False, False]
 
 
 def test_early_stopping_counts_evaluations_without_a_best(base_path: Path_of) -> None:
@@ -249,6 +260,7 @@ def test_state_is_a_copy_and_does_not_depend_on_neighbours(base_path: Path_of) -
 
 
 @pytest.mark.parametrize("family", ["bert", "albert"])
+@pytest.mark.slow
 def test_out_of_memory_shrinks_forwards_and_loses_nothing(
     family: str, base_path: Path_of, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -334,6 +346,7 @@ def test_what_cannot_enter_says_so(base_path: Path_of) -> None:
 
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
+@pytest.mark.slow
 def test_any_pack_equals_its_trials_alone(data: st.DataObject, base_path: Path_of) -> None:
     path, train = base_path("bert"), rows(17)
     drawn = st.fixed_dictionaries(
