@@ -6,9 +6,11 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v p
 LORASWEEP = $(VENV)/bin/lorasweep
 PIP = $(VENV)/bin/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
 INPUTS = pyproject.toml constraints.txt
+# a file's tests share what it has set up; the longest files begin
+PYTEST = $(VENV)/bin/python -m pytest --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help setup sweep resume plan leaderboard report promote ui doctor wheel test test-fast torture lint bench soak audit gpu bases clean
+.PHONY: help setup sweep resume plan leaderboard report promote ui doctor wheel test test-fast torture coverage mutants lint bench soak audit gpu bases clean
 
 help:  ## this list
 	@echo "make TARGET [SWEEP=name] [ARGS=\"overrides\"]      (SWEEP is a file in sweeps/; default: quickstart)"
@@ -44,13 +46,21 @@ wheel: $(VENV)/bin/python  ## build dist/lorasweep-VERSION-py3-none-any.whl, whi
 	@$(VENV)/bin/python -m pip wheel --disable-pip-version-check --quiet --no-deps --wheel-dir dist . && ls dist/*.whl
 
 test: $(VENV)/.dev  ## every test that needs no GPU
-	@$(VENV)/bin/python -m pytest -n 3 --dist worksteal -m "not gpu and not torture" $(ARGS)
+	@$(PYTEST) -n 3 -m "not gpu and not torture" $(ARGS)
 
 test-fast: $(VENV)/.dev  ## the tests that take seconds
-	@$(VENV)/bin/python -m pytest -n 2 --dist worksteal -m "not gpu and not slow and not torture" $(ARGS)
+	@$(PYTEST) -n 2 -m "not gpu and not slow and not torture" $(ARGS)
 
 torture: $(VENV)/.dev  ## kill sweeps at every failpoint and at random moments, and compare with ones never stopped
 	@$(VENV)/bin/python -m pytest -m torture $(ARGS)
+
+coverage: $(VENV)/.dev  ## which lines of src/ the tests run, commands in processes of their own included
+	@$(VENV)/bin/coverage erase
+	@$(VENV)/bin/coverage run -m pytest -m "not gpu and not torture" $(ARGS)
+	@$(VENV)/bin/coverage combine --quiet && $(VENV)/bin/coverage report --skip-covered --fail-under=90
+
+mutants: $(VENV)/.dev  ## small mistakes in the packed engine, the gate and resume: each must fail a test
+	@$(VENV)/bin/python tests/mutation/spot_checks.py $(ARGS)
 
 lint: $(VENV)/.dev  ## ruff and mypy
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy

@@ -33,8 +33,20 @@ def pytest_configure(config: pytest.Config) -> None:
     draw_nothing()
 
 
+# what starts servers, processes or whole sweeps
+SLOW_FIXTURES = {"nursery", "postgres_server", "object_store", "shop", "finished", "either", "server", "whole"}
+FAST_FAMILY = "bert"  # of tests that run over every family of models
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Long files first, so that no test process is left alone with one at the end."""
+    """Tests are slow that use what is slow to start, or another family than the first. Long files come first, so that
+    no test process is left alone with one at the end."""
+    for item in items:
+        drawn = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+        fixtures = SLOW_FIXTURES & set(getattr(item, "fixturenames", ()))
+        if fixtures or "postgres" in drawn.values() or drawn.get("family", FAST_FAMILY) != FAST_FAMILY:
+            item.add_marker(pytest.mark.slow)
     long = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in long)
 

@@ -20,11 +20,11 @@ COMMIT = "c" * 40
 
 @dataclass
 class Hub:
-    """What was asked of it. `refuse`: answer a commit with this status."""
+    """What was asked of it. `refuse`: answer commits to this repository with 403."""
 
     address: str = ""
     token: str = ""
-    refuse: int = 0
+    refuse: str = ""
     created: dict[str, Any] = field(default_factory=dict)
     files: dict[str, bytes] = field(default_factory=dict)
     message: str = ""
@@ -32,7 +32,7 @@ class Hub:
 
 
 @contextmanager
-def hub(token: str, refuse: int = 0) -> Iterator[Hub]:
+def hub(token: str, refuse: str = "") -> Iterator[Hub]:
     """A hub on loopback that knows one token."""
     state = Hub(token=token, refuse=refuse)
 
@@ -72,8 +72,8 @@ def hub(token: str, refuse: int = 0) -> Iterator[Hub]:
                 ]
                 self.answer(200, {"files": files})
             elif "/commit/" in self.path:
-                if state.refuse:
-                    self.answer(state.refuse, {"error": f"refused for {self.headers.get('Authorization')}"})
+                if state.refuse and f"/{state.refuse}/commit/" in self.path:
+                    self.answer(403, {"error": f"refused for {self.headers.get('Authorization')}"})
                     return
                 for line in raw.decode().splitlines():
                     entry = json.loads(line)

@@ -323,29 +323,39 @@ def test_mlflow_serves_the_champion(home: Path, champion: dict, tmp_path: Path) 
     assert told[0]["score"] == max(told[0]["probability_negative"], told[0]["probability_positive"])
 
 
-def export_to_hub(home: Path, where: Path, address: str, token: str) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "LORASWEEP_HOME": str(home), "HF_ENDPOINT": address, "HF_TOKEN": token}
-    environment.pop("HF_HUB_OFFLINE")
-    words = ["export", "mine", str(where), "--merged", "--push-to-hub", "me/mine", "--private"]
-    return subprocess.run(
-        [sys.executable, "-m", "lorasweep.cli", *words], env=environment, capture_output=True, text=True, check=False
-    )
+# the hub's address is read where huggingface_hub is imported: in a process of its own, for two exports
+EXPORTS = """
+import json, sys
+from lorasweep import cli
+codes = []
+for out, repository in json.loads(sys.argv[1]):
+    words = ["export", "mine", out, "--merged", "--push-to-hub", repository, "--private"]
+    codes.append(cli.main(words))
+    print("--next--")
+    print("--next--", file=sys.stderr)
+assert codes == [0, 1], codes
+"""
 
 
 def test_an_export_is_pushed_to_the_hub(home: Path, champion: dict, tmp_path: Path) -> None:
     """Against a stand-in of the hub's HTTP API (tests/hubkit.py)."""
     token = "hf_" + "k" * 34
-    with hub(token) as there:
-        done = export_to_hub(home, tmp_path / "out", there.address, token)
-        assert done.returncode == 0, done.stderr
-    assert (there.created["name"], there.created["organization"]) == ("mine", "me")
+    with hub(token, refuse="me/refused") as there:
+        environment = {**os.environ, "LORASWEEP_HOME": str(home), "HF_ENDPOINT": there.address, "HF_TOKEN": token}
+        environment.pop("HF_HUB_OFFLINE")
+        pushes = json.dumps([[str(tmp_path / "out"), "me/mine"], [str(tmp_path / "again"), "me/refused"]])
+        done = subprocess.run(
+            [sys.executable, "-c", EXPORTS, pushes], env=environment, capture_output=True, text=True, check=False
+        )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert token not in done.stderr + done.stdout and "Traceback" not in done.stderr
+    assert there.created["organization"] == "me"
     assert there.created.get("private") or there.created.get("visibility") == "private", there.created
-    assert "https://" not in done.stdout and f"{there.address}/me/mine/commit/" in done.stdout
+    said, _, _ = done.stdout.partition("--next--")
+    assert "https://" not in said and f"{there.address}/me/mine/commit/" in said
     local = {path.relative_to(tmp_path / "out").as_posix(): path.read_bytes()
              for path in (tmp_path / "out").rglob("*") if path.is_file() and ".cache" not in path.parts}  # fmt: skip
     assert there.files == local and "model.safetensors" in local
     assert b"from_pretrained('me/mine'" in local["README.md"] and "version 1" in there.message
-    with hub(token, refuse=403) as there:
-        done = export_to_hub(home, tmp_path / "again", there.address, token)
-    assert done.returncode == 1 and "the hub did not take" in done.stderr and (tmp_path / "again").is_dir()
-    assert token not in done.stderr + done.stdout and "Traceback" not in done.stderr
+    _, refusal, _ = done.stderr.split("--next--")
+    assert "the hub did not take" in refusal and (tmp_path / "again").is_dir()

@@ -144,6 +144,7 @@ def other_server() -> Iterator[str]:
         thread.join()
 
 
+@pytest.mark.slow
 def test_a_wrong_address_is_told_before_anything_is_stored(
     other_server: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

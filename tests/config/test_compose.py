@@ -224,6 +224,7 @@ def test_dotted_keys_of_space_and_enqueue_stay_plain(home: Home) -> None:
 # -- no trace left ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_composition_leaves_the_process_as_it_was(home: Home) -> None:
     from hydra.core.global_hydra import GlobalHydra
 

@@ -47,6 +47,7 @@ def test_plain_names_are_names(name: str) -> None:
 
 @settings(deadline=None, max_examples=200)
 @given(st.text(max_size=120))
+@pytest.mark.slow
 def test_an_accepted_name_stays_in_its_folder(name: str) -> None:
     try:
         check_name(name)

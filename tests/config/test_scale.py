@@ -118,6 +118,7 @@ def test_more_classes_than_can_be_generated_are_refused(home: Home) -> None:
         compose(["scale=smoke", "data=sst2", "data.label_names=[a,b,c,d,e]"], home=home)
 
 
+@pytest.mark.slow
 def test_every_option_of_model_and_data_can_be_made_small(home: Home) -> None:
     for option in (home.shipped / "conf" / "model").glob("*.yaml"):
         if option.stem != "hf":

@@ -62,6 +62,7 @@ scalars = st.one_of(texts, st.none(), st.booleans(), st.integers(), st.floats(al
 @example(["a,b", ["c", None], "'", '"'])
 @example({"negative": "so-so: {}", "0": ["a,b", None]})
 @example("a\\\n")
+@pytest.mark.slow
 def test_any_value_is_read_back_as_itself(value: Any) -> None:
     from omegaconf import OmegaConf
 
@@ -76,6 +77,7 @@ def test_any_value_is_read_back_as_itself(value: Any) -> None:
 @given(st.lists(texts, min_size=5, max_size=5), st.lists(texts, max_size=8, unique=True), st.floats(1e-300, 1e300))
 @example(AWKWARD[:5], AWKWARD, 1e-5)
 @example(AWKWARD[5:10], ["\x85\U000b6db5", "a\x85", "1e3", "\u2028 b"], 1e-5)  # line breaks of YAML's own
+@pytest.mark.slow
 def test_text_survives_composition_storage_and_yaml(values: list[str], names: list[str], lr: float) -> None:
     keys = ("model.revision", "model.name", "data.validation", "data.text_column", "data.hub_id")
     params = {**dict(zip(keys, values, strict=True)), "data.label_names": names, "optimizer.lr": lr, "data.train": None}

@@ -36,6 +36,7 @@ def test_no_text_stands_twice_nor_belongs_to_pretraining(seed: int, classes: int
 
 @pytest.mark.parametrize("classes", [2, 4])
 @pytest.mark.parametrize("split", ["train", "validation", "test"])
+@pytest.mark.slow
 def test_label_noise_is_about_four_percent_in_every_split(classes: int, split: str) -> None:
     rows = [row for seed in range(4) for row in demo_reviews(8000, seed, classes)[split]]
     wrong = [row for row in rows if row.label != row.true_label]

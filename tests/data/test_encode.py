@@ -170,6 +170,7 @@ def encode_in_a_loop(folder: str) -> int:
     return 0
 
 
+@pytest.mark.slow
 def test_writers_at_once_do_not_harm_each_other(tmp_path: Path) -> None:
     with multiprocessing.get_context("spawn").Pool(2) as pool:
         assert pool.map(encode_in_a_loop, [str(tmp_path)] * 2) == [0, 0]

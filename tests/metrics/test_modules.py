@@ -78,6 +78,7 @@ def test_all_describe_themselves() -> None:
         assert metric.description and metric.citation and metric.inputs_description, name
 
 
+@pytest.mark.slow
 def test_sweeps_do_not_pay_for_evaluate() -> None:
     code = (
         "import sys, numpy as np, lorasweep.metrics.classification as c;"

@@ -49,6 +49,7 @@ def test_rouge_is_the_mean_of_rouge_scores_best_f() -> None:
     assert found["rouge1"] == pytest.approx(0.70588 / 2, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_rouge_leaves_logging_as_it_was() -> None:
     code = (
         "import logging; from lorasweep.metrics.text import rouge; rouge(['a'], [['a']]); print(logging.root.handlers)"

@@ -318,6 +318,7 @@ def test_choosing_the_trial() -> None:
         choose([], "maximize")
 
 
+@pytest.mark.slow
 def test_a_hub_base_is_named_by_id_and_commit(tmp_path: Path, bert: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A base in the hub's cache, as a download leaves it; the branch moves on after the promotion."""
     from huggingface_hub import constants

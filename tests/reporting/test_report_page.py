@@ -61,6 +61,7 @@ def page(made: tuple[SweepStudy, Folders]) -> Read:
     return Read(reporting.render(*made))
 
 
+@pytest.mark.slow
 def test_every_picture_has_its_place_and_every_place_its_picture(page: Read) -> None:
     curves = [f"curve-{name}-{whose}" for name in ("train-loss", "eval-loss", "eval-accuracy", "eval-roc_auc")
               for whose in ("all", "finalists")]  # fmt: skip
@@ -116,6 +117,7 @@ def test_text_of_users_is_text(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("real_pictures")
+@pytest.mark.slow
 def test_pngs_of_all_pictures(made: tuple[SweepStudy, Folders], page: Read, tmp_path: Path) -> None:
     from PIL import Image
 

@@ -42,6 +42,7 @@ def test_samplers_draw_a_key_where_it_exists_and_only_there(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["gp", "cmaes"])
+@pytest.mark.slow
 def test_samplers_that_model_a_fixed_space_draw_the_rest_at_random(kind: str) -> None:
     numeric = {"adapter": "choice(lora, full)", "adapter.r": {"when": "adapter=lora", "values": "range(4, 8)"}}
     space = {**numeric, "train.max_steps": "range(50, 200)", "optimizer.lr": "interval(0.1, 1)"}

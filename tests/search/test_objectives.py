@@ -63,6 +63,7 @@ def _text(board: leaderboard.Leaderboard) -> str:
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "gp"])
+@pytest.mark.slow
 def test_samplers_learn_both_objectives_beside_stopped_trials(sampler: str, folders: Folders) -> None:  # noqa: F811
     study = open_study(folders, f"sampler={sampler}", "sampler.startup_trials=6", objectives=SMALL_AND_GOOD)
     for number in range(12):

@@ -269,6 +269,7 @@ def named_choices(draw: st.DrawFn) -> tuple[str, list[Any]]:
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(parts=st.lists(intervals() | ranges() | named_choices(), min_size=1, max_size=3), seed=st.integers(0, 99))
 @example([("optimizer.lr", "interval(1e-06, 1.0000000000000002e-06)")], 0)  # Optuna draws numpy's float from it
+@pytest.mark.slow
 def test_any_value_drawn_lies_inside_and_composes_with_its_type(parts: list[tuple[str, Any]], seed: int) -> None:
     space = parse_space(dict(parts))
     optuna.logging.set_verbosity(optuna.logging.ERROR)

@@ -240,6 +240,7 @@ def test_seconds_add_up_over_restarts(folders: Folders) -> None:
 
 
 @pytest.mark.parametrize("kind", ["random", "tpe", "qmc", "cmaes"])
+@pytest.mark.slow
 def test_interruptions_change_no_proposal(kind: str, tmp_path: Path) -> None:
     words = (f"sampler={kind}", "sweep.trials=7", "sampler.startup_trials=3")
     space = {**SPACE, "adapter.dropout": "interval(0, 0.5)"}
@@ -374,6 +375,7 @@ def kill_in_the_middle(folders: Folders, last: str = "") -> None:
     assert child.stderr == ""  # Optuna is silent
 
 
+@pytest.mark.slow
 def test_a_killed_process_leaves_its_trial_to_the_next(folders: Folders) -> None:
     kill_in_the_middle(folders)
     study = start(folders, "sweep.trials=6", "sampler=tpe")
@@ -462,6 +464,7 @@ def test_a_foreign_study_in_the_database_is_no_sweep(folders: Folders) -> None:
     assert SweepStudy.names(folders) == ["trial_study"]
 
 
+@pytest.mark.slow
 def test_optuna_is_silent(
     folders: Folders, capfd: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder
 ) -> None:

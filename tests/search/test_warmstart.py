@@ -52,6 +52,7 @@ def earlier(folders: Folders) -> SweepStudy:  # noqa: F811
 
 @ONE_STORE
 @pytest.mark.parametrize("sampler", ["tpe", "gp"])
+@pytest.mark.slow
 def test_a_seeded_sampler_knows_at_its_first_trial(sampler: str, earlier: SweepStudy, folders: Folders) -> None:  # noqa: F811
     cold = open_study(folders, "cold", f"sampler={sampler}")
     warm = open_study(folders, "warm", f"sampler={sampler}", warm_start=["first"])
@@ -77,6 +78,7 @@ def test_nobody_but_the_sampler_sees_earlier_trials(earlier: SweepStudy, folders
 
 
 @ONE_STORE
+@pytest.mark.slow
 def test_what_becomes_of_the_earlier_sweep_changes_no_proposal(earlier: SweepStudy, folders: Folders) -> None:  # noqa: F811
     whole = open_study(folders, "a", "sampler=tpe", warm_start=["first"])
     points = []
@@ -93,6 +95,7 @@ def test_what_becomes_of_the_earlier_sweep_changes_no_proposal(earlier: SweepStu
 
 
 @ONE_STORE
+@pytest.mark.slow
 def test_only_points_of_this_space_count(earlier: SweepStudy, folders: Folders) -> None:  # noqa: F811
     narrow = {**SPACE, "adapter.r": "choice(4, 8)"}
     inside = [one for one in earlier.records() if one.params["adapter.r"] in (4, 8) and one.value is not None]

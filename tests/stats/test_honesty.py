@@ -98,6 +98,7 @@ def test_the_first_look_overstates_and_fresh_seeds_tell_the_truth() -> None:
 
 
 @pytest.mark.parametrize("kind", ["accuracy", "loss", "f1", pytest.param("roc_auc", marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_no_trial_as_good_as_the_first_is_called_worse(kind: str) -> None:
     """All trials are equally good: any that is not marked as tied is a false claim."""
     rng = np.random.default_rng(4)

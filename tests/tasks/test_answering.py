@@ -36,6 +36,7 @@ def qa_trial(**changes: Any) -> Config:
     return made
 
 
+@pytest.mark.slow
 def test_a_pack_answers_as_transformers_does_one_by_one(tmp_path: Path) -> None:
     trials = [qa_trial(train__max_steps=4, train__batch_size=8, optimizer__lr=5e-3, train__seed=k) for k in range(2)]
     one, split = trials[0], DATA.validation.select(list(range(8)))

@@ -412,6 +412,7 @@ def test_a_database_that_is_none(tmp_path: Path) -> None:
         opened(folders)
 
 
+@pytest.mark.slow
 def test_nothing_is_printed(tmp_path: Path) -> None:
     code = KILLED.replace("print(step, flush=True)", "pass")
     done = subprocess.run(
@@ -420,6 +421,7 @@ def test_nothing_is_printed(tmp_path: Path) -> None:
     assert (done.stdout, done.stderr) == ("", "")
 
 
+@pytest.mark.slow
 def test_a_bare_mlflow_server_in_the_folder_lists_runs_and_artifacts(folders: Folders, tmp_path: Path) -> None:
     tracker = opened(folders)
     run_id = start(tracker)

@@ -27,6 +27,7 @@ def pack_of(metric: str = "eval/accuracy", data: SearchData = DATA) -> BaselineP
     return BaselinePack(make_task(Config(), data.label_names), data, ObjectiveConfig(metric))
 
 
+@pytest.mark.slow
 def test_a_baseline_is_fitted_evaluated_and_ended_in_one_turn(tmp_path: Path) -> None:
     pack = pack_of()
     assert (pack.free, pack.active, pack.rows) == (1, [], 20)

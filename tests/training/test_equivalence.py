@@ -72,6 +72,7 @@ def test_modules_to_save_are_a_slots_own(family: str, base_path: Callable[[str],
 
 
 @pytest.mark.parametrize("count", [1, 2, 8])
+@pytest.mark.slow
 def test_pack_sizes_equal_peft(count: int, base_path: Callable[[str], str], tmp_path: Path) -> None:
     path = base_path("bert")
     check_against_peft(mixed_trials(path, count), tmp_path)
@@ -106,6 +107,7 @@ def test_padded_ranges_as_on_a_gpu(family: str, base_path: Callable[[str], str],
 @pytest.mark.parametrize(
     ("steps", "falls_to"), [(80, 0.9), pytest.param(500, 0.4, marks=[pytest.mark.slow, pytest.mark.torture])]
 )
+@pytest.mark.slow
 def test_runs_that_learn_for_long(steps: int, falls_to: float, tmp_path: Path) -> None:
     """Five hundred steps in `make torture`; the shorter one runs always."""
     from lorasweep.config.schema import DataConfig

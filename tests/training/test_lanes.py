@@ -41,6 +41,7 @@ def curves(events: list[Any]) -> dict[int, list[float]]:
 
 
 @pytest.mark.parametrize("family", ["bert", "llama", "albert"])
+@pytest.mark.slow
 def test_lanes_train_the_same_trials(family: str, base_path: PathOf) -> None:
     """Dropout of both kinds included; evaluations and their predictions are those of one lane as well."""
     train = rows(40)
@@ -57,6 +58,7 @@ def test_lanes_train_the_same_trials(family: str, base_path: PathOf) -> None:
         assert after.predictions == pytest.approx(before.predictions, rel=1e-4, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_lanes_repeat_bit_for_bit(base_path: PathOf) -> None:
     train = rows(40)
     trials = mixed_trials(base_path("bert"), 4, adapter__dropout=0.1)
@@ -96,6 +98,7 @@ def test_trouble_in_a_lane_ends_its_own_trial_alone(base_path: PathOf, monkeypat
         assert curves(events)[number] == pytest.approx(expected[number], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_out_of_memory_in_lanes_loses_nothing(base_path: PathOf, monkeypatch: pytest.MonkeyPatch) -> None:
     train = rows(40)
     trials = mixed_trials(base_path("bert"), 4)

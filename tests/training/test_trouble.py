@@ -87,6 +87,7 @@ def test_an_exception_in_evaluation_ends_its_own_trial_alone(
     assert [event.number for event in events if isinstance(event, Finished)] == [0]
 
 
+@pytest.mark.slow
 def test_memory_for_one_slot_alone_parks_the_others_and_loses_nothing(
     base_path: PathOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
