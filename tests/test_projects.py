@@ -32,7 +32,7 @@ PROJECTS = {  # sweep -> metrics that its rows must have
 def ran(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
     """sweep -> rows of its leaderboard in the order of the trials, after all six have run."""
     folder = tmp_path_factory.mktemp("projects")
-    found, before = {}, dict(os.environ)
+    found, uses, before = {}, {}, dict(os.environ)
     os.environ |= {"XDG_CACHE_HOME": str(folder / "cache"), "LORASWEEP_HOME": str(folder)}
     try:
         for name in PROJECTS:
@@ -41,10 +41,12 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, An
             )
             assert outcome.board.sweep == f"{name}-smoke"
             found[name] = sorted(outcome.board.rows, key=lambda row: row["trial"])
+            uses[name] = outcome.uses
     finally:
         os.environ.clear()
         os.environ.update(before)
     found["folder"] = [{"path": folder}]
+    found["uses"] = [uses]
     return found
 
 
@@ -57,6 +59,16 @@ def test_a_project_ends_in_a_leaderboard(project: str, ran: dict[str, list[dict[
     ]
     for row in rows:
         assert set(row["metrics"]) >= PROJECTS[project], row["params"]
+
+
+@pytest.mark.slow
+def test_what_comes_next_is_what_the_best_trial_can_do(ran: dict[str, list[dict[str, Any]]]) -> None:
+    (uses,) = ran["uses"]
+    assert uses["scram"] == ["lorasweep promote scram-smoke"]
+    best = max(ran["llama_squad_v2"], key=lambda row: (row["value"], -row["trial"]))
+    trained = best["params"].get("adapter") != "none"  # prompted without training there is nothing to export
+    expected = [f"lorasweep export llama_squad_v2-smoke DIR --trial {best['trial']}"] if trained else []
+    assert uses["llama_squad_v2"] == expected
 
 
 @pytest.mark.slow

@@ -134,3 +134,13 @@ def test_a_sweep_that_another_process_holds(home: Path, capsys: pytest.CaptureFi
     assert "trial 0 of sweep 'mine' has ended already: it is complete" in refused(capsys, "stop", "mine", "0")
     assert "has no trial 9" in refused(capsys, "clone", "mine", "9")
     assert "no process works on sweep 'mine': there is nothing to pause" in refused(capsys, "pause", "mine")
+
+
+@pytest.mark.parametrize("command", ["leaderboard", "report", "ui", "workers", "pause"])
+def test_an_override_that_would_change_nothing_is_refused(
+    command: str, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = refused(capsys, command, "mine", "adapter.r=4")
+    assert f"`adapter.r=4` would change nothing: {command} is about what is stored" in said
+    assert "would change nothing" not in refused(capsys, command, "mine", "tracking.dir=.")  # there is no such sweep
+    assert "there is no setting" in refused(capsys, command, "mine", "adapter.rr=4")

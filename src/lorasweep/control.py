@@ -27,7 +27,7 @@ def stop(name: str, trial: int, overrides: list[str]) -> list[str]:
     Raises:
         UsageError: no such sweep or trial, or the trial has ended.
     """
-    study, _ = _open(name, overrides)
+    study, _ = _open(name, compose.place_alone(overrides, "stop"))
     record = _trial(study, trial)
     if record.state is not TrialState.RUNNING:
         raise UsageError(f"trial {trial} of sweep {name!r} has ended already: it is {record.state}")
@@ -42,7 +42,7 @@ def pause(name: str, overrides: list[str]) -> list[str]:
     Raises:
         UsageError: no such sweep, or no process works on it.
     """
-    study, _ = _open(name, overrides)
+    study, _ = _open(name, compose.place_alone(overrides, "pause"))
     processes = posts.holders(study.folders, study.name)
     if not processes:
         raise UsageError(f"no process works on sweep {name!r}: there is nothing to pause")

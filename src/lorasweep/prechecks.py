@@ -158,7 +158,8 @@ def check_trainable(config: Config, workbench: Workbench) -> None:
     metric = workbench.objective.metric
     if metric not in logged:
         raise ConfigError(
-            f"`sweep.objective.metric` is {metric!r}, which is never logged; logged are {', '.join(sorted(logged))}"
+            f"`sweep.objective.metric` is {metric!r}, which is never logged with task.kind={config.task.kind}; choose "
+            f"another with sweep.objective.metric=NAME (and sweep.objective.direction): {', '.join(sorted(logged))}"
         )
     Goals(config).check_logged(list(logged))
     pack = workbench.pack(config)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import sys
 from contextlib import suppress
 from dataclasses import replace
-from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from lorasweep import finalists, publishing, results
@@ -21,6 +20,7 @@ from lorasweep.errors import DataError, LorasweepError, PromotionRefused, UsageE
 from lorasweep.records import TrialRecord
 from lorasweep.registry import promote as registry
 from lorasweep.registry.alias import who
+from lorasweep.registry.candidate import unserved, untrained
 from lorasweep.registry.promote import PromotionResult
 from lorasweep.search.study import SweepStudy
 from lorasweep.search.whereabouts import kept_where
@@ -130,12 +130,10 @@ def make_candidate(recorded: Recorded, record: TrialRecord, config: Config, kept
     from lorasweep.models.unchanged import unchanged_base
     from lorasweep.tasks import make_task
 
-    untrained = {"model.kind": config.model.kind != "transformer", "adapter.kind": config.adapter.kind == "none"}
-    unserved = {"task.kind": config.task.kind != "classify", **untrained}
-    if any(unserved.values()):
+    if found := unserved(config):
         this = f", or write this one as files: `lorasweep export {recorded.sweep} DIR --trial {record.trial}`"
-        files = "" if any(untrained.values()) else this
-        what = ", ".join(f"{key}={attrgetter(key)(config)}" for key, is_so in unserved.items() if is_so)
+        files = "" if untrained(config) else this
+        what = ", ".join(f"{key}={value}" for key, value in found.items())
         raise PromotionRefused(
             f"trial {record.trial} has {what}: what can be registered is a fine-tuned model with a classification head "
             "(task=classify). Choose another trial with --trial N"

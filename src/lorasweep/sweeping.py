@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from lorasweep import closing, finalists, forking, live, posts
@@ -34,7 +34,9 @@ from lorasweep.prechecks import (
 )
 from lorasweep.progress import Progress, Silent
 from lorasweep.ranking import board as leaderboard
+from lorasweep.registry.candidate import unserved, untrained
 from lorasweep.search import database
+from lorasweep.search.identity import SINGLE
 from lorasweep.search.objectives import Goals
 from lorasweep.search.space import parse_space
 from lorasweep.search.study import Asked, SweepStudy
@@ -60,6 +62,7 @@ class Outcome:
     stopped: str | None = None  # which budget ended the search; None for single trials
     reason: str | None = None  # why there is no best one
     where: str = ""  # the overrides by which other commands find it
+    uses: list[str] = field(default_factory=list)  # commands that take the best trial further
 
     def to_json(self) -> dict[str, Any]:
         """The document of `lorasweep sweep --json`."""
@@ -246,7 +249,7 @@ def train(overrides: list[str], quiet: bool = False) -> Outcome:
     workbench = Workbench(home.folders(config.tracking), config.sweep.objective, 1)
     check_server(workbench.folders)
     check_trainable(config, workbench)
-    identity = {"kind": "single trials", "objective": asdict(config.sweep.objective)}
+    identity = {"kind": SINGLE, "objective": asdict(config.sweep.objective)}
     with posts.enter(workbench.folders, config.sweep.name) as post:
         study = SweepStudy.open(workbench.folders, config, None, identity, [], sweep_file=None)
         return _train(study, [study.ask_fixed(params)], settings, workbench, home, post, quiet)
@@ -272,6 +275,7 @@ def _train(
     row = next(row for row in outcome.board.rows if row["trial"] == asked[-1].number)
     outcome.best = row if row["state"] == "complete" else None  # this trial's row, not the best of all single runs
     outcome.reason = None if outcome.best else row["reason"]
+    outcome.uses = _uses(study, outcome.best)
     return outcome
 
 
@@ -345,7 +349,21 @@ def _outcome(
         reason=None if detached else board.why_none(),
         stopped=study.stop_reason() if study.space is not None else None,
         where="".join(f" {word}" for word in study.overrides if compose.is_tracking(word)),
+        uses=_uses(study, board.best),
     )
+
+
+def _uses(study: SweepStudy, best: dict[str, Any] | None) -> list[str]:
+    """Commands that take the best trial further: a baseline none, one of another task than classify no promotion."""
+    if best is None:
+        return []
+    try:
+        config = compose.compose_trial(study.overrides, study.sweep_file, best["params"], Home.find())
+    except LorasweepError:  # the sweep's files were changed since; what they can do is said when they are asked
+        return []
+    if not unserved(config):
+        return [f"lorasweep promote {study.name}"]
+    return [] if untrained(config) else [f"lorasweep export {study.name} DIR --trial {best['trial']}"]
 
 
 @contextmanager
@@ -384,4 +402,4 @@ def show_outcome(outcome: Outcome) -> None:
     if outcome.best is None:
         print("No trial is complete; the reasons stand in the table.")
     else:
-        print(f"Next:  lorasweep ui {name}{outcome.where}   |   lorasweep promote {name}{outcome.where}")
+        print("Next:  " + "   |   ".join(f"{line}{outcome.where}" for line in [f"lorasweep ui {name}", *outcome.uses]))

@@ -41,12 +41,12 @@ def serve(
         UsageError: nothing was tracked here yet, no such sweep, or no free port.
         LorasweepError: the server does not start.
     """
-    from lorasweep.config.compose import tracking_place
+    from lorasweep.config.compose import place_alone, tracking_place
     from lorasweep.config.home import Home
     from lorasweep.tracking import readers as tracking_readers
     from lorasweep.tracking.views import VIEWS, address
 
-    folders = where_tracked(tracking_place(overrides, Home.find()), name)
+    folders = where_tracked(tracking_place(place_alone(overrides, "ui"), Home.find()), name)
     sweep, experiment_id = find_sweep(folders, name)
     tracking_readers.replay(folders, sweep)
     refresh(folders, sweep)

@@ -46,7 +46,7 @@ def at_work(name: str, overrides: list[str]) -> list[AtWork]:
     Raises:
         UsageError: there is no such sweep.
     """
-    study = SweepStudy.load(compose.tracking_place(overrides, Home.find()), name)
+    study = SweepStudy.load(compose.tracking_place(compose.place_alone(overrides, "workers"), Home.find()), name)
     signs = Leases(study._stored, "", study.config.launcher.heartbeat_seconds).signs()
     found = []
     for worker in posts.roll(study.folders, study.name):

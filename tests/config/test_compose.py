@@ -370,3 +370,13 @@ def test_a_stored_config_of_a_newer_version_is_refused(home: Home) -> None:
     document["train"]["warp"] = 9
     with pytest.raises(ConfigError, match=r"does not fit this version.*warp"):
         from_json(document)
+
+
+def test_the_objective_that_nobody_named_is_the_tasks_own() -> None:
+    assert compose([]).sweep.objective.metric == "eval/accuracy"
+    assert compose(["task=qa", "data=demo_qa"]).sweep.objective.metric == "eval/f1"
+    assert compose(["task=qa_extractive", "data=demo_qa"]).sweep.objective.metric == "eval/f1"
+    named = compose(["task=qa", "data=demo_qa", "sweep.objective.metric=eval/accuracy"])
+    assert named.sweep.objective.metric == "eval/accuracy"  # never replaced: the check of what is logged refuses it
+    several = compose(["task=qa", "data=demo_qa", "sweep.objectives=[{metric: eval/exact_match}, {metric: eval/loss}]"])
+    assert several.sweep.objective.metric == "eval/exact_match"

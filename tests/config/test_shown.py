@@ -46,7 +46,7 @@ def test_the_config_as_written_keeps_interpolations_and_needs_no_model(capsys: p
 def test_a_package_is_a_part_under_hydras_line(capsys: pytest.CaptureFixture[str]) -> None:
     text = printed(capsys, "train", "optimizer.lr=0.5", "--cfg", "job", "--package", "optimizer")
     assert text.startswith("# @package optimizer\n") and yaml.safe_load(text)["lr"] == 0.5
-    assert printed(capsys, "plan", "mine", "--cfg", "all", "-p", "sweep.objective.metric") == "eval/accuracy\n"
+    assert printed(capsys, "plan", "mine", "--cfg", "all", "-p", "sweep.objective.direction") == "maximize\n"
     document = json.loads(printed(capsys, "train", "--cfg", "job", "-p", "model.bag", "--json"))
     assert document["package"] == "model.bag" and document["config"]["trees"] == 100
 

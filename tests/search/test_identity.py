@@ -9,7 +9,7 @@ import pytest
 
 from lorasweep.config.schema import Config
 from lorasweep.errors import UsageError
-from lorasweep.search.identity import check_same, differences
+from lorasweep.search.identity import SINGLE, check_same, differences
 
 WAS: dict[str, Any] = {
     "space": {"optimizer.lr": {"low": 0.1, "high": 1.0}},
@@ -53,3 +53,11 @@ def test_a_setting_that_a_newer_version_added_is_no_difference_at_its_default() 
     changed = {**WAS, "train": {**WAS["train"], "base_dropout": 0.1}}
     assert [key for key, _, _ in differences(older, changed)] == ["train.base_dropout"]
     assert differences(WAS, older)  # but one that is gone is
+
+
+def test_single_trials_of_another_objective_go_into_a_collection_of_their_own() -> None:
+    was, now = ({"kind": SINGLE, "objective": {"metric": metric}} for metric in ("eval/accuracy", "eval/f1"))
+    with pytest.raises(UsageError) as caught:
+        check_same("train", was, now)
+    assert "'eval/accuracy' -> 'eval/f1'" in str(caught.value) and "sweep.name=NAME" in str(caught.value)
+    assert "--fork" not in str(caught.value)

@@ -23,9 +23,10 @@ from lorasweep.config.home import Folders, Home
 from lorasweep.config.scale import apply_scale
 from lorasweep.config.schema import GROUPS, TRIAL_GROUPS, Config, ObjectiveConfig, SweepConfig
 from lorasweep.config.words import literal, override_string, parse_overrides
-from lorasweep.errors import ConfigError
+from lorasweep.errors import ConfigError, UsageError
 
 PACKAGE_LINE = "# @package _global_"  # without it, a sweep file's keys would land below `sweeps`
+AUTO, METRICS = "auto", {"qa": "eval/f1"}  # the objective where none is named, by task; else the schema's default
 COMPOSED_KEPT = 32  # configs of one sweep kept in memory: one for each combination of swept groups
 _search_folders: list[Path] = []  # read by our search path plugin while one composition runs
 _composed: dict[Any, Config] = {}
@@ -84,6 +85,24 @@ def tracking_place(overrides: Iterable[str], home: Home) -> Folders:
     """
     parse_overrides(overrides := address.without_logins(overrides))
     return home.folders(compose([word for word in overrides if is_tracking(word)], home=home).tracking)
+
+
+def place_alone(overrides: Iterable[str], command: str) -> list[str]:
+    """The overrides of a command that shows or stops what is stored: `tracking.*`, and scale=smoke, which says that the
+    smoke test is meant.
+
+    Raises:
+        UsageError: another one, which would change nothing.
+    """
+    found = list(overrides)
+    for word in found:
+        if not is_tracking(word) and word != "scale=smoke":
+            key = next(iter(parse_overrides([word])))
+            raise UsageError(
+                f"`{word}` would change nothing: {command} is about what is stored, and takes tracking.* alone. "
+                f"`lorasweep resume NAME` and `lorasweep sweep NAME` take {key}"
+            )
+    return found
 
 
 def is_tracking(override: str) -> bool:
@@ -281,6 +300,8 @@ def _typed(composed: Any, home: Home, sweep: str | None, given: dict[str, Any], 
     if config.tracking.files is not None:
         config.tracking.files = address.settled_files(config.tracking.files)
     _first_objective(config.sweep)
+    if config.sweep.objective.metric == AUTO:
+        config.sweep.objective.metric = METRICS.get(config.task.kind, ObjectiveConfig().metric)
     return config
 
 
@@ -288,7 +309,7 @@ def _first_objective(sweep: SweepConfig) -> None:
     """With `objectives`, `objective` is the first of them: what one trial keeps its best checkpoint by."""
     if not sweep.objectives:
         return
-    if sweep.objective not in (ObjectiveConfig(), sweep.objectives[0]):
+    if sweep.objective not in (ObjectiveConfig(), ObjectiveConfig(AUTO), sweep.objectives[0]):
         raise ConfigError(
             f"`sweep.objective` ({sweep.objective.metric}) and `sweep.objectives` are both given; name it first in "
             "`objectives` and leave `objective` out"

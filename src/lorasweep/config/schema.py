@@ -316,7 +316,10 @@ class PrunerConfig:
 class ObjectiveConfig:
     """What a sweep looks for: one metric, named exactly as it is logged."""
 
-    metric: str = option("eval/accuracy", "name of a logged metric")
+    metric: str = option(
+        "eval/accuracy",
+        "name of a logged metric; auto, which conf/config.yaml says: the task's own, eval/accuracy, of task=qa eval/f1",
+    )
     direction: str = option("maximize", "maximize or minimize", choices=("maximize", "minimize"))
 
     def problem(self, metrics: dict[str, float]) -> str | None:

@@ -116,12 +116,12 @@ def load(name: str, overrides: list[str], where: list[str] | None = None, sort: 
     Raises:
         UsageError: there is no sweep of this name, or an unknown key in `where` or `sort`.
     """
-    from lorasweep.config.compose import tracking_place
+    from lorasweep.config.compose import place_alone, tracking_place
     from lorasweep.config.home import Home
     from lorasweep.search.study import SweepStudy
 
     home = Home.find()
-    board = Leaderboard.of(SweepStudy.load(tracking_place(overrides, home), name))
+    board = Leaderboard.of(SweepStudy.load(tracking_place(place_alone(overrides, "leaderboard"), home), name))
     return board.select(where or [], sort)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lorasweep.config.schema import Config, ObjectiveConfig
+from lorasweep.config.schema import TRANSFORMER, Config, ObjectiveConfig
 from lorasweep.records import TrialRecord
 from lorasweep.registry.serve import Score
 from lorasweep.stats import Results
@@ -17,6 +17,18 @@ if TYPE_CHECKING:
     from lorasweep.data.sources import Split
     from lorasweep.registry.card import Facts
     from lorasweep.tracking.recorded import Recorded
+
+
+def unserved(config: Config) -> dict[str, str]:
+    """Settings that keep a trial of this config from being registered, with their values: what is registered is a
+    fine-tuned model with a classification head. Empty: it can be."""
+    return ({"task.kind": config.task.kind} if config.task.kind != "classify" else {}) | untrained(config)
+
+
+def untrained(config: Config) -> dict[str, str]:
+    """Those of a trial that trained nothing, and so has nothing to export."""
+    found = {"model.kind": config.model.kind} if config.model.kind != TRANSFORMER else {}
+    return found | ({"adapter.kind": config.adapter.kind} if config.adapter.kind == "none" else {})
 
 
 @dataclass(frozen=True)

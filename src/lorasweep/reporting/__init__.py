@@ -29,7 +29,7 @@ def write(name: str, overrides: list[str], out: Path | None = None) -> Path:
         UsageError: no sweep of this name was ever started.
     """
     home = Home.find()
-    study = SweepStudy.load(compose.tracking_place(overrides, home), name)
+    study = SweepStudy.load(compose.tracking_place(compose.place_alone(overrides, "report"), home), name)
     return attach(study, study.folders, out)
 
 

@@ -12,6 +12,7 @@ from lorasweep.config.explain import keys
 from lorasweep.config.schema import Config
 from lorasweep.errors import UsageError
 
+SINGLE = "single trials"  # the kind of what `lorasweep train` collects
 SHOWN = 12  # differences in a message
 
 
@@ -27,6 +28,12 @@ def check_same(name: str, was: dict[str, Any], now: dict[str, Any]) -> None:
     lines = [f"  {key}: {_show(before)} -> {_show(after)}" for key, before, after in changed[:SHOWN]]
     if len(changed) > SHOWN:
         lines.append(f"  … and {len(changed) - SHOWN} more")
+    if now.get("kind") == SINGLE and was.get("kind") == SINGLE:
+        raise UsageError(
+            f"the single trials of {name!r} are compared by another objective (theirs -> this one's):\n"
+            + "\n".join(lines)
+            + "\nName another collection with sweep.name=NAME, or their objective with sweep.objective.metric=NAME"
+        )
     raise UsageError(
         f"sweep {name!r} was started as another sweep (was -> now):\n"
         + "\n".join(lines)
