@@ -64,7 +64,7 @@ def test_a_project_ends_in_a_leaderboard(project: str, ran: dict[str, list[dict[
 @pytest.mark.slow
 def test_what_comes_next_is_what_the_best_trial_can_do(ran: dict[str, list[dict[str, Any]]]) -> None:
     (uses,) = ran["uses"]
-    assert uses["scram"] == ["lorasweep promote scram-smoke"]
+    assert uses["imdb_distilbert"] == ["lorasweep promote imdb_distilbert-smoke"]
     best = max(ran["llama_squad_v2"], key=lambda row: (row["value"], -row["trial"]))
     trained = best["params"].get("adapter") != "none"  # prompted without training there is nothing to export
     expected = [f"lorasweep export llama_squad_v2-smoke DIR --trial {best['trial']}"] if trained else []
