@@ -13,6 +13,7 @@ from lorasweep.cli import main
 from lorasweep.config.home import Folders
 from lorasweep.search.study import SweepStudy
 from test_main_job import SWEEP
+from trackkit import new_folders
 
 WORDS = ["launcher.slots=2", "launcher.threads=1", "sweep.trials=2"]
 
@@ -21,6 +22,7 @@ WORDS = ["launcher.slots=2", "launcher.threads=1", "sweep.trials=2"]
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A home whose sweep `mini` has had two trials; a module's tests only add to it."""
     home = tmp_path_factory.mktemp("home")
+    new_folders(home)
     (home / "sweeps").mkdir()
     (home / "sweeps" / "mini.yaml").write_text(SWEEP)
     with pytest.MonkeyPatch.context() as patch:

@@ -16,6 +16,7 @@ from lorasweep.search.study import SweepStudy
 from lorasweep.stats import mean_interval
 from test_main_job import SWEEP
 from torturekit import MINI, Left, Nursery, check_agreement, check_same, home_with, left_by
+from trackkit import new_folders
 
 pytestmark = pytest.mark.slow
 TRIALS, REPEATS = 4, 6
@@ -25,6 +26,7 @@ WORDS = ["launcher.slots=2", "launcher.threads=1", "sweep.trials=3", "sweep.fina
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    new_folders(tmp_path)
     (tmp_path / "sweeps").mkdir()
     (tmp_path / "sweeps" / "mini.yaml").write_text(SWEEP)
     monkeypatch.setenv("LORASWEEP_HOME", str(tmp_path))

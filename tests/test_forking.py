@@ -12,6 +12,7 @@ from lorasweep.config.home import Folders
 from lorasweep.errors import TooManyFailures, UsageError
 from lorasweep.search.study import SweepStudy
 from test_main_job import SWEEP
+from trackkit import new_folders
 
 pytestmark = pytest.mark.slow
 WORDS = ["launcher.slots=2", "data.demo_rows=80", "sweep.trials=2", "sampler=tpe"]
@@ -19,6 +20,7 @@ WORDS = ["launcher.slots=2", "data.demo_rows=80", "sweep.trials=2", "sampler=tpe
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    new_folders(tmp_path)
     (tmp_path / "sweeps").mkdir()
     (tmp_path / "sweeps" / "mini.yaml").write_text(SWEEP)
     monkeypatch.setenv("LORASWEEP_HOME", str(tmp_path))

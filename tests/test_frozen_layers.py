@@ -11,6 +11,7 @@ import pytest
 
 from test_main_job import client_of, lorasweep, rows_by_trial
 from torturekit import MINI, Nursery, check_agreement, check_same, home_with, left_by
+from trackkit import new_folders
 
 SWEEP = """# @package _global_
 defaults:
@@ -33,6 +34,7 @@ sweep:
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("home")
+    new_folders(folder)
     (folder / "sweeps").mkdir()
     (folder / "sweeps" / "mini.yaml").write_text(SWEEP)
     return folder
@@ -50,6 +52,7 @@ def test_a_sweep_is_the_same_with_and_without_the_cache(home: Path, tmp_path: Pa
     layers = {int(run.data.tags["lorasweep.trial"]): int(run.data.tags["lorasweep.cached_layers"]) for run in runs}
     assert layers[1] == layers[3] > layers[0] > layers[2] >= 0
     other = tmp_path / "without"
+    new_folders(other)
     (other / "sweeps").mkdir(parents=True)
     (other / "sweeps" / "mini.yaml").write_text(SWEEP)
     lorasweep(other, "sweep", "mini", "launcher.slots=4", "launcher.prefix_cache_gib=0", "--json")
@@ -60,7 +63,7 @@ def test_a_sweep_is_the_same_with_and_without_the_cache(home: Path, tmp_path: Pa
 
 @pytest.mark.slow
 def test_a_trained_head_is_promoted_and_predicts(home: Path) -> None:
-    if not (home / "mlflow.db").exists():
+    if not (home / "mlruns").exists():
         lorasweep(home, "sweep", "mini", "launcher.slots=4", "--json")
     lorasweep(home, "promote", "mini", "--trial", "1", "--as", "heads", "--force")
     answers = json.loads(lorasweep(home, "predict", "models:/heads@champion", "a fine film", "--json"))

@@ -16,6 +16,7 @@ import pytest
 
 from lorasweep import cli, sweeping
 from lorasweep.models.baselines import Baseline
+from trackkit import new_folders
 
 SMALLER = ["scale=smoke", "scale.trials=2", "scale.max_steps=2", "scale.train_rows=16", "scale.eval_rows=8"]
 PROJECTS = {  # sweep -> metrics that its rows must have
@@ -33,6 +34,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, An
     """sweep -> rows of its leaderboard in the order of the trials, after all six have run."""
     folder = tmp_path_factory.mktemp("projects")
     found, uses, before = {}, {}, dict(os.environ)
+    new_folders(folder)
     os.environ |= {"XDG_CACHE_HOME": str(folder / "cache"), "LORASWEEP_HOME": str(folder)}
     try:
         for name in PROJECTS:

@@ -22,7 +22,7 @@ EQUIVALENCE = "tests/training/test_equivalence.py::test_pack_of_three_equals_pef
 PACK = "tests/training/test_pack.py"
 STATS = "tests/stats/test_{}.py".format
 LEASES = "tests/search/test_leases.py -k sqlite"
-RESUME = "tests/test_torture.py::test_a_sweep_killed_at_the_worst_places_ends_like_one_that_was_not"
+RESUME = "tests/worker/test_replay.py"
 GATE = "tests/registry/test_registry.py::test_gate_refuse_force_rollback"
 
 PACKED = [
@@ -55,8 +55,8 @@ PACKED = [
     Mutant("training/schedule.py", "math.ceil(steps * optimizer.warmup_ratio)",
            "math.floor(steps * optimizer.warmup_ratio)", "tests/training/test_schedule.py"),
     Mutant("training/pack.py", "slot.loss_scale / slot.config.train.accumulation", "slot.loss_scale", EQUIVALENCE),
-    Mutant("training/pack.py", "return value > than if", "return value >= than if", f"{PACK} -k a_tie"),
-    Mutant("training/pack.py", "slot.evaluations_without_best >= patience", "slot.evaluations_without_best > patience",
+    Mutant("training/examine.py", "return value > than if", "return value >= than if", f"{PACK} -k a_tie"),
+    Mutant("training/examine.py", "evaluations_without_best >= patience", "evaluations_without_best > patience",
            f"{PACK} -k early_stopping"),
     Mutant("training/slot.py", "before < rung <= self.samples", "before <= rung < self.samples",
            "tests/training/test_trouble.py -k rungs_are"),
@@ -86,6 +86,8 @@ JUDGED = [
 RESUMED = [
     Mutant("worker/replay.py", "candidate.asked.number <= last_asked", "candidate.asked.number < last_asked", RESUME),
     Mutant("worker/replay.py", "if number > last_asked]", "if number > last_asked + 1]", RESUME),
+    Mutant("worker/replay.py", "if post in (leases.post, None)", "if post is not None", RESUME),
+    Mutant("worker/replay.py", "state[\"slots\"] == workbench.slots", "state[\"slots\"] >= 0", RESUME),
     Mutant("worker/replay.py", "*sorted(later)", "*sorted(later, reverse=True)", RESUME),
     Mutant("checkpoint.py", "earlier[self.kept - 1 :]", "earlier[self.kept :]",
            "tests/test_checkpoint.py -k newest_two"),

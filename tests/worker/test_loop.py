@@ -14,6 +14,7 @@ from lorasweep.search.study import SweepStudy
 from lorasweep.tracking.histories import points_of
 from lorasweep.worker.loop import Interrupted
 from test_main_job import SWEEP
+from trackkit import new_folders
 
 pytestmark = pytest.mark.slow
 WORDS = ["launcher.slots=2", "launcher.threads=1", "train.eval_every_steps=0"]
@@ -21,6 +22,7 @@ WORDS = ["launcher.slots=2", "launcher.threads=1", "train.eval_every_steps=0"]
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    new_folders(tmp_path)
     (tmp_path / "sweeps").mkdir()
     (tmp_path / "sweeps" / "mini.yaml").write_text(SWEEP)
     monkeypatch.setenv("LORASWEEP_HOME", str(tmp_path))
