@@ -7,7 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
-from lorasweep.live import LiveProgress, PlainProgress, Tally, format_params, format_seconds, show
+from lorasweep.live import LiveProgress, PlainProgress, Tally, format_params, format_seconds, screen, show
 from lorasweep.records import TrialRecord, TrialState
 
 
@@ -98,3 +98,15 @@ def test_a_trial_that_breaks_a_constraint_is_never_the_best():
     assert not tally.end(record(0, 0.9))
     assert tally.end(record(1, 0.5))
     assert tally.best is not None and tally.best.trial == 1
+
+
+def test_a_notebook_gets_plain_lines_on_standard_output(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    with show(Tally(total=2, maximize=True), screen(), "sweep s", "eval/accuracy") as progress:
+        progress.note("loading")
+        progress.trial_ended(record(0, 0.5))
+    captured = capsys.readouterr()
+    assert captured.err == "" and captured.out.splitlines()[0] == "loading"
+    assert captured.out.splitlines()[1].startswith("[1/2] trial 0 complete 0.5000")

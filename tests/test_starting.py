@@ -105,6 +105,15 @@ def test_names_that_yaml_or_hydra_would_read_otherwise(here: Path, capsys: pytes
     assert (config.train, config.text_column, config.label_column) == (str(odd), "te\u00dft: a", "la#bel")
 
 
+def test_rows_with_something_empty_are_left_out_and_it_is_said(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_table(here / "rows.csv")
+    (here / "rows.csv").write_text((here / "rows.csv").read_text() + '98,"",good\n99,a film,\n')
+    assert started(capsys, "shop", "--data", "rows.csv")["rows"] == 62
+    assert "2 rows have an empty text or label" in (here / "shop" / "conf" / "data" / "shop.yaml").read_text()
+    config = compose([], "shop", Home(here / "shop", Home.find().shipped)).data
+    assert config.drop_empty and len(load_search_data(config).label_names) == 2
+
+
 def test_nothing_is_written_over_without_force(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     started(capsys, "shop")
     (here / "shop" / "README.md").write_text("mine")
@@ -131,6 +140,7 @@ def test_what_cannot_work_is_refused_and_nothing_is_written(here: Path, capsys: 
         ("--data", "one.csv"): "class",
         ("--data", "empty.csv"): "empty.csv",
         ("--text-column", "a"): "--data FILE",
+        ("--model", "/nowhere/model"): "is no folder",
         ("--name", "../up"): "sweep name",
         ("--name", "a/b"): "sweep name",
         ("optimizer.lr=1",): "no overrides",

@@ -12,13 +12,13 @@ import io
 import json
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean, quantiles
 from typing import Any
 
 from lorasweep import __version__
-from lorasweep.config.home import NAME, Home, check_name, expanded
+from lorasweep.config.home import NAME, Home, check_name, exists, expanded
 from lorasweep.config.schema import DataConfig
 from lorasweep.config.words import literal
 from lorasweep.errors import StorageError, UsageError, nearest
@@ -56,7 +56,7 @@ class Started:
         there = os.path.relpath(self.folder)
         lines = [f"Laid out {self.folder}:", *(f"  {file}" for file in self.files)]
         lines.append(f"{self.rows:,} rows; text: {self.text_column}, label: {self.label_column} ({shown})")
-        step = "" if there == "." else f"cd {there} && "
+        step = "" if there == "." else f"cd {self.folder if there.startswith('..') else there} && "
         lines.append(f"Next:  {step}lorasweep plan {self.sweep}   |   {step}lorasweep sweep {self.sweep}")
         return "\n".join(lines)
 
@@ -94,7 +94,7 @@ def init(
         given = expanded(Path(data)).absolute()
         path = str(given.relative_to(root)) if given.is_relative_to(root) else str(given)
         text_column, label_column = _columns(given, text_column, label_column)
-    rows, classes, words = _read(given, text_column, label_column)
+    rows, classes, words, empty = _read(given, text_column, label_column)
     length = next((length for length in LENGTHS if words * TOKENS_A_WORD <= length), LENGTHS[-1])
     base = TINY if model is None else YOURS
     slots = {
@@ -106,6 +106,7 @@ def init(
         "text_column": _text(text_column),
         "label_column": _text(label_column),
         "max_length": str(length),
+        "drop_empty": f"drop_empty: true      # {empty:,} rows have an empty text or label\n" if empty else "",
         "model_comment": "      # ships with lorasweep, needs no network; yours: hf, and model.path"
         if not model
         else "",
@@ -137,9 +138,15 @@ def _name_of(root: Path) -> str:
 
 
 def _model(model: str) -> str:
-    """A folder's absolute path, so that it is found from everywhere; a hub id as it is."""
+    """A folder's absolute path, so that it is found from everywhere; a hub id as it is.
+
+    Raises:
+        UsageError: a path that leads to no folder.
+    """
     folder = expanded(Path(model))
-    return str(folder.absolute()) if folder.is_dir() else model
+    if not exists(folder, Path.is_dir) and model.startswith(("/", ".", "~")):
+        raise UsageError(f"--model {model} is no folder; give a checkpoint's folder, or a hub id such as org/name")
+    return str(folder.absolute()) if exists(folder, Path.is_dir) else model
 
 
 def _origin() -> str:
@@ -209,23 +216,24 @@ def _longest(columns: dict[str, list[Any]], names: list[str]) -> str | None:
     return best if best is not None and words[best] >= 2 else None
 
 
-def _read(given: Path | None, text_column: str, label_column: str) -> tuple[int, list[str], float]:
-    """(rows, class names, words in a long text) of the table, read as a sweep will.
+def _read(given: Path | None, text_column: str, label_column: str) -> tuple[int, list[str], float, int]:
+    """(rows, class names, words in a long text, rows with something empty) of the table, read as a sweep will.
 
     Raises:
         DataError: it cannot be read, or no classifier could be trained on it.
     """
     if given is None:
-        return EXAMPLE_ROWS, ["negative", "positive"], 40
+        return EXAMPLE_ROWS, ["negative", "positive"], 40, 0
     from lorasweep.data.files import read_table
     from lorasweep.data.sources import load_search_data
 
     config = DataConfig(kind="file", train=str(given), text_column=text_column, label_column=label_column)
-    found = load_search_data(config)
-    texts = found.train.texts
-    words = [len(text.split()) for text in texts]
-    rows = len(read_table(str(given), "--data", config).columns[text_column])
-    return rows, list(found.label_names), quantiles(words, n=20)[-1] if len(words) > 1 else words[0]
+    columns = read_table(str(given), "--data", config).columns
+    cells = list(zip(columns[text_column], columns[label_column], strict=True))
+    empty = sum(any(cell is None or not str(cell).strip() for cell in row) for row in cells)
+    found = load_search_data(replace(config, drop_empty=bool(empty)))
+    words = [len(text.split()) for text in found.train.texts]
+    return len(cells), list(found.label_names), quantiles(words, n=20)[-1] if len(words) > 1 else words[0], empty
 
 
 def _filled(template: str, slots: dict[str, str]) -> str:
