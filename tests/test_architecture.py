@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -122,3 +123,27 @@ def test_no_pickle_is_read_or_written() -> None:
         text = (SOURCE / relative).read_text()
         assert "torch.save(" not in text, f"{relative}: safetensors and JSON only for what we write"
         assert "torch.load(" not in text or "weights_only=True" in text, relative
+
+
+RUNS_WHAT_IT_READS = {  # call -> why it is not used
+    "eval(": "runs text",
+    "exec(": "runs text",
+    "yaml.load(": "makes any object; safe_load makes none",
+    "yaml.unsafe_load": "makes any object",
+    "np.load(": "may unpickle",
+    "numpy.load(": "may unpickle",
+    "read_pickle": "unpickles",
+    "shell=True": "a name becomes a command",
+    "os.system(": "a name becomes a command",
+    "extractall(": "an archive's names may lead out of the folder",
+    "mktemp(": "somebody else may make the file first",
+    "0.0.0.0": "listens to every machine",
+}
+
+
+@pytest.mark.parametrize("relative", MODULES, ids=str)
+def test_nothing_is_loaded_that_could_run(relative: Path) -> None:
+    text = (SOURCE / relative).read_text()
+    for call, why in RUNS_WHAT_IT_READS.items():
+        found = re.search(rf"(?<![\w.]){re.escape(call)}", text)
+        assert not found, f"{relative} has {call}: it {why}"

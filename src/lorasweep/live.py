@@ -17,6 +17,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from lorasweep.errors import readable
 from lorasweep.progress import Progress
 from lorasweep.records import STYLES, TrialRecord, TrialState
 
@@ -80,7 +81,7 @@ class PlainProgress:
 
     def note(self, text: str) -> None:
         """See `Progress`."""
-        self.console.print(text, highlight=False, markup=False)
+        self.console.print(readable(text), highlight=False, markup=False)
 
     def trial_started(self, number: int, params: dict[str, Any], max_steps: int) -> None:
         """See `Progress`."""
@@ -103,7 +104,8 @@ class PlainProgress:
             "best so far" if best else "",
             f"{format_seconds(left)} left" if left else "",
         ]
-        self.console.print("  ".join(part for part in parts if part), highlight=False, markup=False, soft_wrap=True)
+        line = readable("  ".join(part for part in parts if part))
+        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 @dataclass
@@ -175,9 +177,9 @@ class LiveProgress:
                 "" if row.loss is None else f"{row.loss:.4f}",
                 "" if row.value is None else f"{row.value:.4f}",
                 Text("" if row.best is None else f"{row.best:.4f}", style="bold green" if leader else ""),
-                row.reason or format_params(row.params),
+                Text(readable(row.reason or format_params(row.params))),  # their brackets are no markup
             )
-        return Group(self._headline(), *(Text(note, style="dim") for note in self.notes), table)
+        return Group(self._headline(), *(Text(readable(note), style="dim") for note in self.notes), table)
 
     def _headline(self) -> Text:
         left, best = self.tally.seconds_left(), self.tally.best

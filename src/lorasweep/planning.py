@@ -13,6 +13,7 @@ from typing import Any
 from lorasweep.config import compose
 from lorasweep.config.home import Home
 from lorasweep.config.schema import TRANSFORMER, Config
+from lorasweep.errors import readable
 from lorasweep.live import format_seconds
 from lorasweep.prechecks import check_overrides, check_trainable, given_slots, probe_points, settle_slots
 from lorasweep.search.space import Space, parse_space
@@ -125,6 +126,7 @@ def show(plan: Plan) -> None:
     """Print a plan for people."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(title=f"Sweep {plan.sweep}: {plan.trials} trials, {plan.slots} at a time", title_justify="left")
     for heading in ("key", "kind", "values"):
@@ -138,7 +140,7 @@ def show(plan: Plan) -> None:
             values += ", logarithmic" if entry.get("log") else ""
         for parent, needed in entry.get("when", {}).items():
             values += f", when {parent} is {' or '.join(str(value) for value in needed)}"
-        table.add_row(key, entry["kind"], values)
+        table.add_row(key, entry["kind"], Text(readable(values)))  # its brackets are no markup
     Console().print(table)
     if not plan.total_params:
         print("No trial takes optimizer steps: baselines, and models as they are, take seconds to minutes.")

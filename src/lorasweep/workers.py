@@ -13,6 +13,7 @@ from typing import Any
 from lorasweep import posts
 from lorasweep.config import compose
 from lorasweep.config.home import Home
+from lorasweep.errors import readable
 from lorasweep.live import format_seconds
 from lorasweep.search.leases import Leases
 from lorasweep.search.study import SweepStudy
@@ -67,6 +68,7 @@ def show(name: str, found: list[AtWork]) -> None:
     """Print them as a table."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     if not any(one.state != "gone" for one in found):
         left = sorted(number for one in found for number in one.trials)
@@ -80,5 +82,6 @@ def show(name: str, found: list[AtWork]) -> None:
         since = "" if one.since is None else format_seconds(max(0.0, time.time() - one.since))
         silent = "" if one.silent_seconds is None else f"{format_seconds(max(0.0, one.silent_seconds))} ago"
         trials = ", ".join(map(str, one.trials))
-        table.add_row(one.post, one.state, one.host, str(one.pid or ""), one.device, since, silent, trials)
+        cells = (one.post, one.state, one.host, str(one.pid or ""), one.device, since, silent, trials)
+        table.add_row(*(Text(readable(cell)) for cell in cells))  # others wrote some of it
     Console().print(table)

@@ -197,7 +197,7 @@ def composing(home: Home, sweep: str | None, overrides: list[str]) -> Iterator[C
             raise _explain(error, home, given, file) from None
         except yaml.YAMLError as error:  # its message names the file, line and column
             raise ConfigError(f"a YAML file cannot be read: {' '.join(str(error).split())}") from None
-        except (TypeError, AttributeError, ValueError, OSError) as error:  # Hydra's own, on a file that is no mapping
+        except Exception as error:  # Hydra's own (AssertionError, TypeError, …), on a file that is no mapping
             problem = explain.layout_problem(file) if file else explain.first_line(error)
             raise ConfigError(f"{problem or explain.first_line(error)} (in {file or home.root / 'conf'})") from None
 

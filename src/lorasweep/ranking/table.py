@@ -9,6 +9,7 @@ import csv
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any
 
+from lorasweep.errors import readable
 from lorasweep.records import STYLES, TrialState
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def show(board: Leaderboard, top: int | None = None) -> None:
             f"… and {hidden:,} more: --top {len(board.rows)} shows all, --csv and --json hold all", style="dim"
         )
     for line in [*explained(board), *board.notes]:
-        console.print(escape(line), style="dim", highlight=False)
+        console.print(escape(readable(line)), style="dim", highlight=False)
 
 
 def explained(board: Leaderboard) -> list[str]:
@@ -126,7 +127,9 @@ def table(board: Leaderboard, top: int | None = None, width: int = PLAIN_WIDTH) 
     totals, peak and cost, then further metrics, then the last of the swept params; never rank, trial, objective or
     reason."""
     from rich import box
+    from rich.markup import escape
     from rich.table import Table
+    from rich.text import Text
 
     rows = board.rows[:top]
     everything = board.rows if board.of_rows is None else board.of_rows
@@ -135,7 +138,7 @@ def table(board: Leaderboard, top: int | None = None, width: int = PLAIN_WIDTH) 
     told += "" if board.of_rows is None else f"; {len(board.rows):,} of them asked for"
     shown = Table(
         box=box.SIMPLE_HEAD,
-        title=f"{board.sweep}: {board.metric}, {board.direction}d ({told})" + _more(board),
+        title=escape(readable(f"{board.sweep}: {board.metric}, {board.direction}d ({told})" + _more(board))),
         title_justify="left",
         title_style="bold",
         show_edge=False,
@@ -143,7 +146,7 @@ def table(board: Leaderboard, top: int | None = None, width: int = PLAIN_WIDTH) 
     columns = _fit(_columns(board, rows), rows, width)
     reasons = [row["reason"] or "" for row in rows]
     for column in columns:
-        shown.add_column(column.title, justify="right" if column.numeric else "left", no_wrap=True)
+        shown.add_column(escape(column.title), justify="right" if column.numeric else "left", no_wrap=True)
     if any(reasons):
         used = sum(column.width for column in columns)
         longest = max(len(reason) for reason in ["reason", *reasons])
@@ -151,6 +154,7 @@ def table(board: Leaderboard, top: int | None = None, width: int = PLAIN_WIDTH) 
     for number, row in enumerate(rows):
         cells = [column.cells[number] for column in columns] + ([reasons[number]] if any(reasons) else [])
         best = row["rank"] == 1
+        cells = [Text(readable(cell)) for cell in cells]  # their brackets are no markup
         shown.add_row(*cells, style="bold green" if best else STYLES[row["state"]] if row["rank"] is None else "")
     return shown
 
