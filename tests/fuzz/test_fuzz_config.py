@@ -113,7 +113,7 @@ def any_sweep_file(raw: bytes) -> None:
         works_or_is_refused(work)
 
 
-test_any_sweep_file, test_any_sweep_file_at_length = both(20, 5_000, raw=sweep_files())(any_sweep_file)
+test_any_sweep_file, test_any_sweep_file_at_length = both(12, 5_000, raw=sweep_files())(any_sweep_file)
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,7 @@ def names_stay_home(home: Path, capsys: pytest.CaptureFixture, command: str, nam
 
 HEAVY = ("train", "sweep", "promote", "predict", "export", "reproduce")  # they load models or MLflow
 test_names_stay_home, _ = both(
-    25, 1, command=st.sampled_from([one for one in COMMANDS if not one.startswith(HEAVY)]), name=nasty
+    15, 1, command=st.sampled_from([one for one in COMMANDS if not one.startswith(HEAVY)]), name=nasty
 )(names_stay_home)
 _, test_names_stay_home_at_length = both(1, 4_000, command=st.sampled_from(COMMANDS), name=nasty)(names_stay_home)
 
