@@ -116,7 +116,6 @@ def test_nodes_come_and_go_and_the_values_are_those_of_one_machine(
     assert os.environ["PGPASSWORD"] not in command.output
 
 
-@pytest.mark.torture  # so do the nodes of tests/test_many_hosts.py in every run
 def test_a_sweep_goes_on_without_its_command_and_resume_watches_it(
     nursery: Nursery, hive: Hive, database: Postgres, tmp_path: Path
 ) -> None:
