@@ -15,9 +15,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from lorasweep.config import compose
+from lorasweep.config.home import Home
 from lorasweep.errors import LorasweepError, StorageError
 from lorasweep.ranking.board import Leaderboard, rank
 from lorasweep.records import TrialRecord, TrialState
+from lorasweep.registry.candidate import unserved, untrained
 from lorasweep.search.finals import SEED_KEY, FinalsStudy
 
 if TYPE_CHECKING:
@@ -38,6 +41,20 @@ class Best:
     record: TrialRecord
     row: dict[str, Any]
     why: str
+
+
+def uses(study: SweepStudy, best: dict[str, Any] | None) -> list[str]:
+    """Commands that take the best trial, a row of the leaderboard, further: a baseline none, one of another task than
+    classify no promotion."""
+    if best is None:
+        return []
+    try:
+        config = compose.compose_trial(study.overrides, study.sweep_file, best["params"], Home.find())
+    except LorasweepError:  # the sweep's files were changed since; what they can do is said when they are asked
+        return []
+    if not unserved(config):
+        return [f"lorasweep promote {study.name}"]
+    return [] if untrained(config) else [f"lorasweep export {study.name} DIR --trial {best['trial']}"]
 
 
 def best(study: SweepStudy) -> Best | None:

@@ -34,7 +34,6 @@ from lorasweep.prechecks import (
 )
 from lorasweep.progress import Progress, Silent
 from lorasweep.ranking import board as leaderboard
-from lorasweep.registry.candidate import unserved, untrained
 from lorasweep.search import database
 from lorasweep.search.identity import SINGLE
 from lorasweep.search.objectives import Goals
@@ -275,7 +274,7 @@ def _train(
     row = next(row for row in outcome.board.rows if row["trial"] == asked[-1].number)
     outcome.best = row if row["state"] == "complete" else None  # this trial's row, not the best of all single runs
     outcome.reason = None if outcome.best else row["reason"]
-    outcome.uses = _uses(study, outcome.best)
+    outcome.uses = finalists.uses(study, outcome.best)
     return outcome
 
 
@@ -349,21 +348,8 @@ def _outcome(
         reason=None if detached else board.why_none(),
         stopped=study.stop_reason() if study.space is not None else None,
         where="".join(f" {word}" for word in study.overrides if compose.is_tracking(word)),
-        uses=_uses(study, board.best),
+        uses=finalists.uses(study, board.best),
     )
-
-
-def _uses(study: SweepStudy, best: dict[str, Any] | None) -> list[str]:
-    """Commands that take the best trial further: a baseline none, one of another task than classify no promotion."""
-    if best is None:
-        return []
-    try:
-        config = compose.compose_trial(study.overrides, study.sweep_file, best["params"], Home.find())
-    except LorasweepError:  # the sweep's files were changed since; what they can do is said when they are asked
-        return []
-    if not unserved(config):
-        return [f"lorasweep promote {study.name}"]
-    return [] if untrained(config) else [f"lorasweep export {study.name} DIR --trial {best['trial']}"]
 
 
 @contextmanager
