@@ -100,3 +100,9 @@ def test_a_taken_port_moves_on_and_a_dead_server_is_explained(tmp_path: Path) ->
     dead.wait()
     with pytest.raises(LorasweepError, match="no such option"):
         ui.wait_until_up(dead, port, log)
+
+
+@pytest.mark.parametrize("port", [-5, 0, 65_536])
+def test_ports_that_are_none(port: int) -> None:
+    with pytest.raises(UsageError, match="a number from 1 to 65535"):
+        ui.free_port(port)

@@ -1,7 +1,7 @@
 """Every error that lorasweep raises on purpose, in one picklable hierarchy.
 
 A message states the rule, the values that broke it and the repair. `cli` prints it on one screen and exits
-with `exit_code`; anything that is not a `LorasweepError` is a bug and keeps its traceback.
+with `exit_code`; anything that is not a `LorasweepError` is a bug, whose traceback `refusal` puts into a file.
 """
 
 from __future__ import annotations

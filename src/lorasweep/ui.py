@@ -185,8 +185,10 @@ def free_port(wanted: int) -> int:
     """The wanted port of 127.0.0.1, or the next free one: another `lorasweep ui` may hold it.
 
     Raises:
-        UsageError: none of the next ports is free.
+        UsageError: no such port, or none of the next ones is free.
     """
+    if not 0 < wanted < 65_536:
+        raise UsageError(f"--port {wanted}: a port is a number from 1 to 65535; 5000 is the default")
     for port in range(wanted, min(wanted + PORTS_TRIED, 65_536)):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
