@@ -6,6 +6,7 @@ need is made once a session: random bases, servers, and a process that has impor
 from __future__ import annotations
 
 import gc
+import importlib.util
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -30,7 +31,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """The PNG files of reports that tests make by the way are one dot each: real ones take half of a short sweep."""
     from torturekit import draw_nothing
 
-    draw_nothing()
+    if importlib.util.find_spec("rich"):  # `make gpu` runs with torch, transformers, peft and pytest alone
+        draw_nothing()
 
 
 # what starts servers, processes or whole sweeps

@@ -51,7 +51,7 @@ def check_schema(document: Any, schema: Path) -> None:
 
 
 def test_the_page_about_scale_names_what_there_is() -> None:
-    from lorasweep.cli import build_parser
+    from lorasweep.arguments import build_parser
     from lorasweep.config.explain import keys
 
     page = (ROOT / "docs" / "scale.md").read_text() + (DEPLOY / "README.md").read_text()

@@ -220,7 +220,7 @@ def test_the_frozen_prefix_runs_once_a_row(base_path: PathOf) -> None:
     for number, trial in enumerate(trials):
         pack.admit(number, trial)
     run(pack)
-    train, validation = pack.train, pack.validation
+    train, validation = pack.train, pack.sheets.rows
     shortest = int(train.lengths.min() + validation.lengths.min())
     assert seen[0] == int(train.offsets[-1] + validation.offsets[-1]) + shortest
 
