@@ -51,7 +51,7 @@ test: $(VENV)/.dev  ## every test that needs no GPU
 test-fast: $(VENV)/.dev  ## the tests that take seconds
 	@$(PYTEST) -n 2 -m "not gpu and not slow and not torture" $(ARGS)
 
-torture: $(VENV)/.dev  ## kill sweeps at every failpoint and at random moments, and compare with ones never stopped
+torture: $(VENV)/.dev  ## the long tests: sweeps killed at every failpoint and at random moments, clusters, thousands of made-up inputs
 	@$(VENV)/bin/python -m pytest -m torture $(ARGS)
 
 coverage: $(VENV)/.dev  ## which lines of src/ the tests run, commands in processes of their own included

@@ -139,7 +139,7 @@ def test_postgresql_is_a_major_that_is_tested() -> None:
     assert read("compose.yaml")["services"]["postgres"]["image"].removeprefix("postgres:") in majors
 
 
-@pytest.mark.slow
+@pytest.mark.torture  # its short twin: the schema of compose.yaml
 def test_the_services_of_compose_work_together(tmp_path: Path) -> None:
     """Database, bucket and MLflow's server by their own words, on PostgreSQL and an S3 store of this machine."""
     if postgres_programs() is None:
@@ -438,7 +438,7 @@ with open(os.environ["STAND_INS_LOG"], "a") as log:
 """
 
 
-@pytest.mark.slow
+@pytest.mark.torture  # its short twin: the same jobs on stand-ins
 def test_real_ray_starts_from_the_script(tmp_path: Path, jobs: list[Job]) -> None:
     """Two nodes of real Ray, its token asked for, seen by a driver that the script starts."""
     package("ray")

@@ -109,6 +109,7 @@ def same(left: tuple[Left, Left], whole: tuple[Left, Left]) -> None:
 
 
 # the search tells 4 trials and creates 4 runs; what is counted after them is the finalists'
+@pytest.mark.torture  # its short twin: test_torture.py; search/test_finals.py
 def test_killed_among_its_finalists_a_sweep_ends_like_one_that_was_not(
     nursery: Nursery, whole: tuple[Left, Left], tmp_path: Path
 ) -> None:

@@ -70,7 +70,7 @@ def test_a_trained_head_is_promoted_and_predicts(home: Path) -> None:
     assert answers
 
 
-@pytest.mark.slow
+@pytest.mark.torture  # its short twin: test_torture.py; models/test_prefix.py
 def test_a_killed_sweep_over_frozen_layers_goes_on_bit_for_bit(nursery: Nursery, tmp_path: Path) -> None:
     frozen = MINI.replace("  space:\n", "  space:\n    adapter.layers: choice(1, 2)\n").replace(
         "train: {", "train: {base_dropout: 0, "

@@ -192,6 +192,7 @@ def test_a_run_that_a_late_answer_made_is_gone_at_the_end(servers: Site, tmp_pat
     check_agreement(left_on(servers, home, "late"), TRIALS)
 
 
+@pytest.mark.torture  # its short twin: test_crews.py::test_two_workers_give_the_values_of_one_whoever_dies
 def test_three_nodes_leave_what_one_host_leaves(
     servers: Site, nodes: Nodes, plain: Callable[[int], Left], tmp_path: Path
 ) -> None:

@@ -294,6 +294,7 @@ def test_reproduce_says_whether_the_numbers_are_the_same(
     assert "--tolerance is a number" in lorasweep(capsys, "reproduce", run_id, "--tolerance", "-1", rc=2)
 
 
+@pytest.mark.torture  # its short twin: test_main_job.py::test_promote_then_serve_from_another_process_and_folder
 def test_mlflow_serves_the_champion(home: Path, champion: dict, tmp_path: Path) -> None:
     """As docs/registry.md says, by MLflow's own command and a request over HTTP."""
     port, log = free_port(), tmp_path / "serve.log"

@@ -304,7 +304,7 @@ def test_a_worker_with_nothing_to_start_takes_over_what_one_that_dies_later_leav
     assert {trial["state"] for trial in left.trials.values()} == {"complete"}
 
 
-@pytest.mark.slow
+@pytest.mark.torture  # its short twin: search/test_leases.py
 def test_a_worker_that_hangs_loses_its_trials_and_changes_nothing_when_it_wakes(
     nursery: Nursery, tmp_path: Path
 ) -> None:

@@ -27,7 +27,7 @@ def test_a_pruned_sweep_killed_at_the_worst_places_ends_like_one_that_was_not(nu
     finish(nursery, home, whole, killed)
 
 
-@pytest.mark.slow
+@pytest.mark.torture  # its short twin: the pruned sweep above; clones: test_control.py
 def test_a_warm_clone_killed_in_the_middle_ends_like_one_that_was_not(nursery: Nursery, tmp_path: Path) -> None:
     homes = [home_with(tmp_path / name) for name in ("whole", "killed")]
     for home in homes:
@@ -45,7 +45,7 @@ def test_a_warm_clone_killed_in_the_middle_ends_like_one_that_was_not(nursery: N
     check_same(left, whole)
 
 
-@pytest.mark.slow
+@pytest.mark.torture  # its short twin: worker/test_loop.py
 def test_pause_stops_a_sweep_of_another_process_and_resume_goes_on(nursery: Nursery, tmp_path: Path) -> None:
     home = home_with(tmp_path / "home", MINI.replace("range(5, 17, 4)", "range(200, 208, 4)"))
     running = nursery.start(home, "sweep", "mini")

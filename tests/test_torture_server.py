@@ -109,7 +109,7 @@ def test_a_server_that_stays_away_gets_everything_at_the_next_start(
     check_agreement(left_by(home, database=server.database), 3)
 
 
-@pytest.mark.slow
+@pytest.mark.torture  # its short twin: test_torture.py, without a server
 def test_a_sweep_killed_at_the_worst_places_beside_a_server(
     nursery: Nursery, whole: Whole, server: Server, tmp_path: Path
 ) -> None:

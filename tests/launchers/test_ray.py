@@ -87,7 +87,7 @@ def wait_for_workers(nursery: Nursery, home: Path, command: Command, count: int,
     raise AssertionError(command.output)
 
 
-@pytest.mark.torture  # tests/test_many_hosts.py loses nodes in every run
+@pytest.mark.torture  # its short twin: test_crews.py, where workers die
 def test_nodes_come_and_go_and_the_values_are_those_of_one_machine(
     nursery: Nursery, hive: Hive, database: Postgres, tmp_path: Path
 ) -> None:
@@ -116,6 +116,7 @@ def test_nodes_come_and_go_and_the_values_are_those_of_one_machine(
     assert os.environ["PGPASSWORD"] not in command.output
 
 
+@pytest.mark.torture  # its short twin: the test above, watched by its command
 def test_a_sweep_goes_on_without_its_command_and_resume_watches_it(
     nursery: Nursery, hive: Hive, database: Postgres, tmp_path: Path
 ) -> None:

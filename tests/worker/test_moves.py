@@ -92,6 +92,7 @@ def check_whole(left: Left, trials: int = TRIALS) -> None:
         assert set(range(30, steps[-1] + 1, 30)) <= evaluated, number
 
 
+@pytest.mark.torture  # its short twin: the test below, over the same server and bucket
 def test_a_trial_goes_on_on_another_host_whose_disk_never_saw_it(cluster: Cluster) -> None:
     one = cluster.start("one")
     wait_for(lambda: cluster.saved() > 0, one)
