@@ -1,6 +1,6 @@
 """What pruning saves: the same trials on the demo reviews with ASHA and without, over several seeds.
 
-    python benchmarks/asha.py [--trials 64] [--seeds 5] [--steps 128] [--batch-size 16] [--min-samples 128] [--slots 16]
+    python benchmarks/asha.py [--trials 64] [--seeds 5] [--steps 128] [--batch-size 8] [--min-samples 96] [--slots 16]
 
 sampler=random proposes the same trials either way. Aim (issue 4): with at most a quarter of the training samples, the
 best value within half a point of the best without pruning, in the median over the seeds. Prints a table and writes it
@@ -66,8 +66,8 @@ def main() -> int:
     parser.add_argument("--trials", type=int, default=64)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=128)
-    parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--min-samples", type=int, default=128)
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--min-samples", type=int, default=96)
     parser.add_argument("--slots", type=int, default=16)
     parser.add_argument("--out", type=Path, default=Path("bench-results/asha.json"))
     settings = parser.parse_args()
