@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import json
 import math
 import os
@@ -52,10 +54,13 @@ def storage_url(folders: Folders) -> str:
     return url_of(folders.studies) if folders.studies else f"sqlite:///{folders.study_db}"
 
 
+composed = functools.cache(lambda *overrides: compose(overrides, home=HOME))  # a composition takes a third of a second
+
+
 def make_config(
     *overrides: str, space: dict[str, Any] | None = None, enqueue: list[dict[str, Any]] | None = None
 ) -> Config:
-    config = compose(["sweep.name=trial_study", *overrides], home=HOME)
+    config = copy.deepcopy(composed("sweep.name=trial_study", *overrides))
     config.sweep.space, config.sweep.enqueue = SPACE if space is None else space, enqueue or []
     return config
 
