@@ -45,7 +45,7 @@ doctor: $(VENV)/.runtime  ## versions, devices, storage; what would not work and
 wheel: $(VENV)/bin/python  ## build dist/lorasweep-VERSION-py3-none-any.whl, which works outside this folder
 	@$(VENV)/bin/python -m pip wheel --disable-pip-version-check --quiet --no-deps --wheel-dir dist . && ls dist/*.whl
 
-test: $(VENV)/.dev  ## every test that needs no GPU
+test: $(VENV)/.dev  ## the tests that need no GPU, but for those that take long
 	@$(PYTEST) -n 3 -m "not gpu and not torture" $(ARGS)
 
 test-fast: $(VENV)/.dev  ## the tests that take seconds
