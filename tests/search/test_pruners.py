@@ -279,6 +279,29 @@ def test_trials_at_a_rung_together_are_judged_beside_all_of_them(
         assert report.keep == (sign * value >= sign * cut), (report.reason, ranked)
 
 
+@pytest.mark.parametrize("direction", ["maximize", "minimize"])
+@given(turn=st.lists(st.tuples(st.sampled_from([64, 128, 256]), st.floats(0, 1)), min_size=1, max_size=9))
+@settings(max_examples=12, deadline=None)
+def test_whoever_is_judged_all_others_of_the_turn_have_reported_to_optuna(
+    direction: str, turn: list[tuple[int, float]]
+) -> None:
+    """Also where a step has passed several rungs: Optuna marks the next one only if the trial was good enough."""
+    judge = Judge(PrunerConfig(kind="asha", min_samples=64, factor=2), "it", direction, "m")
+    trials = [optuna.trial.create_trial(state=optuna.trial.TrialState.RUNNING) for _ in turn]
+    for number, trial in enumerate(trials):
+        trial.number = number
+    for number, (rung, value) in enumerate(turn):
+        theirs = theirs_study(optuna.pruners.SuccessiveHalvingPruner(64, 2), direction)
+        started = [theirs.ask() for _ in turn]
+        for other, (its_rung, its_value) in enumerate(turn):
+            if other != number:
+                started[other].report(its_value, its_rung)
+                started[other].should_prune()
+        started[number].report(value, rung)
+        report = judge.judge(trials, number, rung, value, beside=dict(enumerate(turn)))
+        assert report.keep != started[number].should_prune(), (number, report.reason)
+
+
 def test_other_pruners_do_not_look_beside(folders: Folders) -> None:  # noqa: F811
     study = open_study(folders, "pruner=median", "pruner.startup_trials=0")
     first, second = ask(study), ask(study)

@@ -109,13 +109,25 @@ class Judge:
         return Report(value, False, f"rung {samples:,} samples: {said}", marks, rows)
 
     def _arrived(self, views: dict[int, FrozenTrial], number: int, rung: int, value: float) -> FrozenTrial:
-        """A trial's view with the value that it is about to report, marked by the pruner as arrived at its rung."""
+        """A trial's view with the value that it is about to report, marked by the pruner as arrived at its rung.
+
+        Whoever comes to a rung is marked there, whatever others did, so it is asked about the trial alone: K trials in
+        a turn do not look K(K-1)/2 times through the whole study. Only one that passed several rungs in a step has to
+        be good enough among the others at each for the mark of the next.
+        """
         view = copy.copy(views[number])
         view.intermediate_values = {**view.intermediate_values, rung: value}
-        study, marks = view_study(self.study_name, self.direction, [*({**views, number: view}).values()])
-        optuna_pruner(self.settings).prune(study, view)
+        marks = self._marks([view], view)
+        if len(marks) > 1:
+            marks = self._marks([*({**views, number: view}).values()], view)
         view.system_attrs = {**view.system_attrs, **marks}
         return view
+
+    def _marks(self, views: list[FrozenTrial], view: FrozenTrial) -> dict[str, Any]:
+        """What the pruner notes on a trial that it is asked about among `views`."""
+        study, marks = view_study(self.study_name, self.direction, views)
+        optuna_pruner(self.settings).prune(study, view)
+        return marks
 
     def _rows(self, results: list[float] | None) -> list[float]:
         """At most `settings.rows` of the results, evenly spread: the same rows for every trial."""
