@@ -9,6 +9,9 @@ INPUTS = pyproject.toml constraints.txt
 # a file's tests share what it has set up; the longest files begin
 PYTEST = $(VENV)/bin/python -m pytest --dist loadfile --no-loadscope-reorder
 
+# every process of a sweep or a test would compile our modules anew
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help setup sweep resume plan leaderboard report promote ui doctor wheel test test-fast torture coverage mutants lint bench soak audit gpu bases clean
 

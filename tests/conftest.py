@@ -37,6 +37,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 # what starts servers, processes or whole sweeps
 SLOW_FIXTURES = {"nursery", "postgres_server", "object_store", "shop", "finished", "either", "server", "whole"}
+SLOW_STORES = {"postgres", "s3"}  # of tests that run over every place for studies or files
 FAST_FAMILY = "bert"  # of tests that run over every family of models
 
 
@@ -47,7 +48,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         drawn = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
         fixtures = SLOW_FIXTURES & set(getattr(item, "fixturenames", ()))
-        if fixtures or "postgres" in drawn.values() or drawn.get("family", FAST_FAMILY) != FAST_FAMILY:
+        stores = SLOW_STORES & {str(value) for value in drawn.values()}
+        if fixtures or stores or drawn.get("family", FAST_FAMILY) != FAST_FAMILY:
             item.add_marker(pytest.mark.slow)
     long = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in long)

@@ -9,6 +9,8 @@ import pytest
 
 from lorasweep import cli
 
+pytestmark = pytest.mark.slow  # every refusal composes a config or two
+
 GOOD_CSV = "text,label\n" + "".join(f"a {word} film number {n},{word}\n" for n in range(20) for word in ("good", "bad"))
 
 

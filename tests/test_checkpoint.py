@@ -211,6 +211,7 @@ def _save_and_die(folder: Path, failpoint: str) -> None:
 @pytest.mark.parametrize(
     ("failpoint", "step"), [("checkpoint-half", 2), ("checkpoint-unnamed", 2), ("checkpoint-whole", 3)]
 )
+@pytest.mark.slow
 def test_a_kill_inside_a_write_leaves_the_last_whole_one(tmp_path: Path, failpoint: str, step: int) -> None:
     checkpoints = Checkpoints(tmp_path)
     fill(checkpoints, 2)

@@ -31,6 +31,8 @@ from lorasweep.tasks import make_task
 from lorasweep.tracking.recorded import Recorded
 from registrykit import LABELS, Workshop, plain_labels, promote, save_adapter, save_gpt2, texts
 
+pytestmark = pytest.mark.slow  # trains, exports and loads
+
 
 def opened_by_its_readme(folder: Path, asked: list[str], monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any]:
     """(logits, answers) of the README's own code, run in the folder's parent with our texts in place of its one."""
@@ -258,7 +260,6 @@ def readme(folder: Path, **given: str) -> dict[str, Any]:
     return names
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("merged", [False, True])
 def test_a_prompted_trial_answers_as_it_did_in_its_evaluation(home: Home, tmp_path: Path, merged: bool) -> None:
     assert cli.main(["export", "prompted", "out", "--trial", "1", *(["--merged"] if merged else [])]) == 0
@@ -276,7 +277,6 @@ def test_a_prompted_trial_answers_as_it_did_in_its_evaluation(home: Home, tmp_pa
     assert ("base" in {path.name for path in Path("out").iterdir()}) != merged
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("merged", [False, True])
 def test_an_extractive_trial_marks_what_it_did_in_its_evaluation(
     home: Home, merged: bool, capsys: pytest.CaptureFixture[str]
@@ -301,7 +301,6 @@ def test_an_extractive_trial_marks_what_it_did_in_its_evaluation(
         assert loss == pytest.approx(float(kept.losses[window]), abs=1e-4)
 
 
-@pytest.mark.slow
 def test_a_full_checkpoint_is_copied_and_needs_no_base(
     home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -317,7 +316,6 @@ def test_a_full_checkpoint_is_copied_and_needs_no_base(
     assert said == [recorded.label_names[int(best)] for best in kept.predicted]
 
 
-@pytest.mark.slow
 def test_a_prompted_adapter_over_a_large_local_base_is_not_pushed(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry_package, "SMALL_BASE_BYTES", 10)
     monkeypatch.setattr(registry_hub, "check", lambda repo: None)
@@ -326,7 +324,6 @@ def test_a_prompted_adapter_over_a_large_local_base_is_not_pushed(home: Home, mo
     assert not Path("out/base").exists() and "tiny_decoder'" in Path("out/README.md").read_text()
 
 
-@pytest.mark.slow
 def test_trials_that_cannot_be_exported_are_refused(home: Home, capsys: pytest.CaptureFixture[str]) -> None:
     recorded, _, _ = of_trial(home, "prompted", 0)
     for words, told in (

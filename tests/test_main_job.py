@@ -19,6 +19,8 @@ import pytest
 from torturekit import Command, the_nursery
 from trackkit import new_folders
 
+pytestmark = pytest.mark.slow  # commands in processes of their own
+
 SWEEP = """# @package _global_
 defaults:
   - override /model: tiny_encoder
@@ -292,7 +294,6 @@ def test_plan_trains_nothing(tmp_path: Path) -> None:
     assert not (home / "mlruns" / "lorasweep" / "study.db").exists()
 
 
-@pytest.mark.slow
 def test_a_sweep_named_unlike_its_file_resumes_by_its_name(tmp_path: Path) -> None:
     home = home_with_sweep(tmp_path)
     tiny = ("sweep.name=other", "sweep.trials=1", "data.demo_rows=120")
@@ -301,7 +302,6 @@ def test_a_sweep_named_unlike_its_file_resumes_by_its_name(tmp_path: Path) -> No
     assert document["sweep"] == "other" and document["counts"]["complete"] == 2
 
 
-@pytest.mark.slow
 def test_a_spent_budget_of_samples_is_the_end_of_a_sweep(tmp_path: Path) -> None:
     home = home_with_sweep(tmp_path)
     words = ("sweep.total_samples=1", "sweep.trials=9", "launcher.slots=1", "data.demo_rows=120")
@@ -311,7 +311,6 @@ def test_a_spent_budget_of_samples_is_the_end_of_a_sweep(tmp_path: Path) -> None
     assert document["counts"]["complete"] == 2
 
 
-@pytest.mark.slow
 def test_train_leaves_the_trials_of_the_dead_to_resume(tmp_path: Path) -> None:
     tiny = ("data.demo_rows=120", "train.batch_size=4")
     process = start(tmp_path, "train", *tiny, "train.max_steps=4000")

@@ -19,6 +19,8 @@ from lorasweep.tracking.tracker import Tracker
 from lorasweep.tracking.views import PREFIX, VIEWS
 from trackkit import Counts, new_folders, search_data, sweep_config
 
+pytestmark = pytest.mark.slow  # MLflow
+
 EVIL = "<script>alert(1)</script>|`x`[a](javascript:alert(2))\n# big"
 
 

@@ -12,6 +12,8 @@ from lorasweep import cli
 from lorasweep.refusal import OUR_MISTAKE
 from test_bad_input import home, write_sweep
 
+pytestmark = pytest.mark.slow  # whole commands
+
 __all__ = ["home"]
 TOKEN = "hf_" + "a1B2" * 8
 

@@ -11,6 +11,8 @@ from lorasweep.config.home import Folders
 from lorasweep.posts import enter
 from test_bad_input import home, nothing_stored, refused, write_sweep
 
+pytestmark = pytest.mark.slow  # every refusal composes a config or two
+
 __all__ = ["home"]
 TWO = "sweep.objectives=[{metric: eval/f1, direction: maximize}, {metric: samples, direction: minimize}]"
 
@@ -114,7 +116,6 @@ def test_a_failpoint_that_is_none_is_told_before_anything_else(home: Path, monke
     assert UsageError.exit_code == 2
 
 
-@pytest.mark.slow
 def test_a_sweep_that_another_process_holds(home: Path, capsys: pytest.CaptureFixture) -> None:
     """And what a changed sweep, a fork under a taken name and an unknown trial are told, in one stored sweep."""
     import os

@@ -20,6 +20,8 @@ from lorasweep.records import TrialRecord, TrialState
 from lorasweep.tracking.tracker import Tracker
 from trackkit import Counts, Folders, search_data, sweep_config
 
+pytestmark = pytest.mark.slow  # a server
+
 SERVE = "import sys; from lorasweep import ui; sys.exit(ui.serve(None, sys.argv[1:2], int(sys.argv[2]), as_json=True))"
 
 

@@ -12,6 +12,8 @@ import warnings
 DEFAULTS = {  # a user's own setting wins
     # OpenMP threads that spin while they wait slow a step several-fold wherever another program wants the core too
     "GOMP_SPINCOUNT": "1000",
+    # nothing here compiles, and bitsandbytes (which PEFT imports) would load torch's compiler: a fifth of all imports
+    "TORCHDYNAMO_DISABLE": "1",
     # libraries that would talk over the live view
     "TRANSFORMERS_VERBOSITY": "error",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",

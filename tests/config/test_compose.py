@@ -68,6 +68,7 @@ def test_every_group_has_options() -> None:
 
 
 @pytest.mark.parametrize(("group", "option"), SHIPPED_OPTIONS)
+@pytest.mark.slow
 def test_every_shipped_option_composes(group: str, option: str, home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in VARIABLES.get((group, option), {}).items():
         monkeypatch.setenv(name, value)
@@ -96,6 +97,7 @@ def test_an_unset_variable_is_named_with_its_setting(home: Home, monkeypatch: py
 
 
 @pytest.mark.parametrize("sweep", sorted(path.stem for path in (SHIPPED / "sweeps").glob("*.yaml")))
+@pytest.mark.slow
 def test_every_shipped_sweep_composes(sweep: str, home: Home) -> None:
     config = compose(sweep=sweep, home=home)
     assert config.sweep.name == sweep

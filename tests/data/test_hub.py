@@ -16,6 +16,8 @@ from lorasweep.data.hub import cache_alone
 from lorasweep.data.sources import load_search_data, load_test_split
 from lorasweep.errors import DataError
 
+pytestmark = pytest.mark.slow  # processes of their own
+
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

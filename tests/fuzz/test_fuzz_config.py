@@ -19,6 +19,8 @@ from lorasweep.errors import LorasweepError
 from lorasweep.search.objectives import Goals
 from lorasweep.search.space import parse_space
 
+pytestmark = pytest.mark.slow  # every example composes
+
 SHIPPED = Home.find().shipped
 GRAMMAR = [
     "choice(1,2)", "choice(2, 4)", "range(1,9,2)", "range(9,1,-1)", "interval(0.1,1)", "tag(log, interval(1e-4, 1e-2))",

@@ -13,6 +13,8 @@ from lorasweep.config.home import NAME, Folders, check_name
 from lorasweep.errors import ConfigError
 from made_sweep import build
 
+pytestmark = pytest.mark.slow  # every example composes
+
 COMMANDS = [
     "sweep NAME", "sweep quickstart --fork NAME", "sweep made sweep.name=NAME", "plan NAME", "resume NAME",
     "leaderboard NAME", "leaderboard made --sort NAME", "leaderboard made --where NAME", "report NAME", "promote NAME",

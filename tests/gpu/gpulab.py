@@ -22,7 +22,7 @@ from lorasweep.tasks import Classify
 from lorasweep.training.pack import Pack
 
 NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device, and torch sees none")
-DEVICES = ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, NO_GPU])]
+DEVICES = [pytest.param("cpu", marks=pytest.mark.slow), pytest.param("cuda", marks=[pytest.mark.gpu, NO_GPU])]
 on_each_device = pytest.mark.parametrize("device", DEVICES)
 
 

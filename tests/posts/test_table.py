@@ -128,6 +128,7 @@ def test_one_asks_at_a_time(folders: Folders) -> None:
             pass
 
 
+@pytest.mark.slow
 def test_a_database_that_goes_and_comes_back(tmp_path: Path) -> None:
     with postgres() as server:
         folders = Folders(tmp_path, studies=server.url)

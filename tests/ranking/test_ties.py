@@ -128,6 +128,7 @@ def test_records_read_at_once_are_those_that_optuna_holds(tmp_path: Path) -> Non
     assert study.records()[0].value == records[0].value
 
 
+@pytest.mark.slow
 def test_a_stored_board_in_json_and_csv(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     study = board_study(tmp_path, 40, rows=300)
     where = ["leaderboard", "many", f"tracking.dir={tmp_path}"]

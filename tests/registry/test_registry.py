@@ -36,6 +36,8 @@ from registrykit import (
     texts,
 )
 
+pytestmark = pytest.mark.slow  # trains, registers and loads
+
 
 @pytest.fixture
 def shop(tmp_path: Path, bert: tuple[Path, list[Path], list[list[str]], Split]) -> Workshop:
@@ -225,7 +227,6 @@ def test_a_sweep_with_a_dot_in_its_name_is_promoted(tmp_path: Path, bert: Any) -
     assert len(registry.predict(shop.folders, "models:/v1.2@champion", ["a text"])) == 1
 
 
-@pytest.mark.slow
 def test_four_bit_bases_and_lower_precision(tmp_path: Path) -> None:
     base = save_bert(tmp_path / "base", hidden=64)  # bitsandbytes on a CPU wants rows of 64
     adapter = save_adapter(base, tmp_path / "adapter", 3)
@@ -318,7 +319,6 @@ def test_choosing_the_trial() -> None:
         choose([], "maximize")
 
 
-@pytest.mark.slow
 def test_a_hub_base_is_named_by_id_and_commit(tmp_path: Path, bert: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A base in the hub's cache, as a download leaves it; the branch moves on after the promotion."""
     from huggingface_hub import constants

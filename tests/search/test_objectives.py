@@ -76,6 +76,7 @@ def test_samplers_learn_both_objectives_beside_stopped_trials(sampler: str, fold
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "gp"])
+@pytest.mark.slow
 def test_samplers_keep_to_constraints(sampler: str, folders: Folders) -> None:  # noqa: F811
     words = (f"sampler={sampler}", "sampler.startup_trials=8")
     study = open_study(folders, *words, constraints=("trainable_params <= 20",))

@@ -72,6 +72,7 @@ def theirs_study(pruner: optuna.pruners.BasePruner, direction: str) -> optuna.St
 @ONE_STORE
 @pytest.mark.parametrize("direction", ["maximize", "minimize"])
 @pytest.mark.parametrize("words", THEIRS, ids=" ".join)
+@pytest.mark.slow
 def test_verdicts_are_optunas(words: tuple[str, ...], direction: str, folders: Folders) -> None:  # noqa: F811
     """Trials that start and report in turns, four at a time, as in a pack."""
     ours, theirs = open_study(folders, *words, direction=direction), theirs_study(THEIRS[words](), direction)
@@ -107,6 +108,7 @@ def test_verdicts_are_optunas(words: tuple[str, ...], direction: str, folders: F
 
 @ONE_STORE
 @pytest.mark.parametrize("direction", ["maximize", "minimize"])
+@pytest.mark.slow
 def test_wilcoxon_is_optunas_row_by_row(direction: str, folders: Folders) -> None:  # noqa: F811
     words = ("pruner=wilcoxon", "pruner.interval_samples=1500", "pruner.startup_rows=5")
     with warnings.catch_warnings():

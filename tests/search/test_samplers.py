@@ -50,6 +50,7 @@ def draw(sampler: Proposals, count: int) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("kind", ["tpe", "random", "qmc", "gp", "cmaes"])
+@pytest.mark.slow
 def test_every_sampler_stays_inside_and_repeats_itself_by_seed(kind: str) -> None:
     count = 5 if kind == "gp" else 8
     with warnings.catch_warnings():

@@ -267,6 +267,7 @@ def test_interruptions_change_no_proposal(kind: str, tmp_path: Path) -> None:
     assert [cut[number] for number in range(7)] == points
 
 
+@pytest.mark.slow
 def test_random_trial_seven_is_the_same_point_however_it_is_run(tmp_path: Path) -> None:
     words = ("sampler=random", "sampler.seed=5")
     one_by_one = start(Folders(tmp_path / "a"), *words)
@@ -394,6 +395,7 @@ def test_a_killed_process_leaves_its_trial_to_the_next(folders: Folders) -> None
     assert study.counts()["complete"] == 6
 
 
+@pytest.mark.slow
 def test_a_kill_between_record_and_tell_trains_the_trial_again(folders: Folders) -> None:
     kill_in_the_middle(
         folders, "from test_study import record; study._stored.set(1, 'record', record(asked).to_json())"
@@ -484,6 +486,7 @@ def test_optuna_is_silent(
     assert [str(warning.message) for warning in recwarn if "optuna" in str(warning.category).lower()] == []
 
 
+@pytest.mark.slow
 def test_listing_a_sweep_imports_neither_torch_nor_mlflow(file_folders: Folders) -> None:
     finish(study := start(file_folders), ask(study))
     code = (

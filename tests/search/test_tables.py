@@ -18,6 +18,7 @@ def plain(trial: optuna.trial.FrozenTrial) -> str:
     return repr({name: sorted(it.items()) if isinstance(it, dict) else it for name, it in vars(trial).items()})
 
 
+@pytest.mark.slow
 def test_the_same_trials_come_out(folders: Folders) -> None:  # noqa: F811
     study = start(folders, "sampler=tpe", "sweep.trials=30")
     for _ in range(3):

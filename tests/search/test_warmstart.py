@@ -65,6 +65,7 @@ def test_a_seeded_sampler_knows_at_its_first_trial(sampler: str, earlier: SweepS
     assert [ask(again).params for _ in range(4)] == points["warm"]
 
 
+@pytest.mark.slow
 def test_nobody_but_the_sampler_sees_earlier_trials(earlier: SweepStudy, folders: Folders) -> None:  # noqa: F811
     warm = open_study(folders, "warm", "sweep.trials=3", warm_start=["first"])
     assert (warm.remaining(), warm.records(), warm.samples_seen()) == (3, [], 0)
@@ -112,6 +113,7 @@ def test_only_points_of_this_space_count(earlier: SweepStudy, folders: Folders) 
 
 
 @ONE_STORE
+@pytest.mark.slow
 def test_cmaes_starts_from_the_numbers(folders: Folders) -> None:  # noqa: F811
     space = {**NUMBERS, "adapter.r": "choice(4, 8)"}
     first = open_study(folders, "first", "sampler=random", space=space)
@@ -124,6 +126,7 @@ def test_cmaes_starts_from_the_numbers(folders: Folders) -> None:  # noqa: F811
 
 
 @ONE_STORE
+@pytest.mark.slow
 def test_what_cannot_seed_is_refused_before_anything_is_stored(earlier: SweepStudy, folders: Folders) -> None:  # noqa: F811
     with pytest.raises(ConfigError, match="for samplers that learn"):
         open_study(folders, "x", "sampler=random", warm_start=["first"])

@@ -39,6 +39,7 @@ def test_a_reason_does_not_act_on_the_terminal(stored: Folders, capsys: pytest.C
     assert "[/INST]" in "".join(shown.split()), "brackets are text"
 
 
+@pytest.mark.slow
 def test_the_report_runs_nothing_of_a_reason(stored: Folders, tmp_path: Path) -> None:
     out = tmp_path / "page.html"
     assert cli.main(["report", "made", "--out", str(out)]) == 1  # it is written, and there is no run to attach it to

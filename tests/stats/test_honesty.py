@@ -19,6 +19,8 @@ from lorasweep.stats.many import TIE_LEVEL
 from lorasweep.stats.scores import Results
 from statslab import with_right
 
+pytestmark = pytest.mark.slow  # hundreds of simulated sweeps
+
 SWEEPS, TRIALS, ROWS = 1000, 20, 200
 FEWER = 400  # of those whose statistic is slow to resample
 SHARED = 0.6  # correlation of two models' latent answers on a row
@@ -98,7 +100,6 @@ def test_the_first_look_overstates_and_fresh_seeds_tell_the_truth() -> None:
 
 
 @pytest.mark.parametrize("kind", ["accuracy", "loss", "f1", pytest.param("roc_auc", marks=pytest.mark.slow)])
-@pytest.mark.slow
 def test_no_trial_as_good_as_the_first_is_called_worse(kind: str) -> None:
     """All trials are equally good: any that is not marked as tied is a false claim."""
     rng = np.random.default_rng(4)

@@ -99,6 +99,7 @@ def loss_of(model: Any, encoded: Any, chosen: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("family", ENCODERS)
+@pytest.mark.slow
 def test_pack_of_three_equals_peft(family: str, tmp_path: Path) -> None:
     path = build_encoder(family, tmp_path / "base")
     trials = mixed_trials(path, 3, train__max_steps=4, train__accumulation=1)

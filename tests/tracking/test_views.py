@@ -71,6 +71,7 @@ def test_finalists_and_failures_filter() -> None:
 
 
 @pytest.mark.parametrize("keys", [400, 0])
+@pytest.mark.slow
 def test_views_of_a_huge_space_fit(keys: int) -> None:
     shown = Shown([("eval/loss", "minimize")], [f"group{i}.{'x' * 100}" for i in range(keys)])
     for value in saved_views(shown).values():

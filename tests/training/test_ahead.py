@@ -33,6 +33,7 @@ def by_row(table: StateTable) -> dict[int, torch.Tensor]:
     return {row: table.memory[table.places[row] : table.places[row] + table.sizes[row]] for row in kept}
 
 
+@pytest.mark.slow
 def test_lanes_change_no_number_and_reruns_are_the_same_bits(
     base_path: PathOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -50,12 +50,14 @@ def check_against_peft(
 
 
 @pytest.mark.parametrize("family", FAMILIES + FALLBACK)
+@pytest.mark.slow
 def test_pack_of_three_equals_peft(family: str, base_path: Callable[[str], str], tmp_path: Path) -> None:
     path = base_path(family)
     check_against_peft(mixed_trials(path, 3), tmp_path)
 
 
 @pytest.mark.parametrize("family", ["bert", "llama"])
+@pytest.mark.slow
 def test_modules_to_save_are_a_slots_own(family: str, base_path: Callable[[str], str], tmp_path: Path) -> None:
     path, (one, two) = (
         base_path(family),
@@ -78,12 +80,14 @@ def test_pack_sizes_equal_peft(count: int, base_path: Callable[[str], str], tmp_
     check_against_peft(mixed_trials(path, count), tmp_path)
 
 
+@pytest.mark.slow
 def test_equal_segments_go_through_batched_products(base_path: Callable[[str], str], tmp_path: Path) -> None:
     path = base_path("llama")
     trials = mixed_trials(path, 4, train__batch_size=16, train__accumulation=1)
     check_against_peft(trials, tmp_path)
 
 
+@pytest.mark.slow
 def test_different_targets_layers_and_biases_share_a_pack(base_path: Callable[[str], str], tmp_path: Path) -> None:
     path = base_path("bert")
     changes = [
@@ -97,6 +101,7 @@ def test_different_targets_layers_and_biases_share_a_pack(base_path: Callable[[s
 
 
 @pytest.mark.parametrize("family", ["bert", "gpt2"])
+@pytest.mark.slow
 def test_padded_ranges_as_on_a_gpu(family: str, base_path: Callable[[str], str], tmp_path: Path) -> None:
     """The products that a GPU uses for unequal ranges, run on the CPU; a slot that lacks a target shares the block."""
     trials = mixed_trials(base_path(family), 4)

@@ -75,6 +75,7 @@ def test_lanes_share_the_tokens_and_keep_neighbours_together(base_path: PathOf) 
     assert all(len(lane) == 1 for lane in lanes)
 
 
+@pytest.mark.slow
 def test_trouble_in_a_lane_ends_its_own_trial_alone(base_path: PathOf, monkeypatch: pytest.MonkeyPatch) -> None:
     train = rows(40)
     trials = mixed_trials(base_path("bert"), 4)

@@ -52,6 +52,7 @@ def assert_as_alone(
 
 
 @pytest.mark.parametrize("family", ["bert", "gpt2", "albert", "xlnet"])
+@pytest.mark.slow
 def test_dropout_is_the_same_packed_and_alone(family: str, base_path: Path_of, tmp_path: Path) -> None:
     train = rows(30)
     trials = mixed_trials(base_path(family), 3, adapter__dropout=0.2, train__base_dropout=0.1)
@@ -203,6 +204,7 @@ def test_objective_that_is_not_logged_fails_with_what_is(base_path: Path_of) -> 
 
 
 @pytest.mark.parametrize("kind", ["lora", "full"])
+@pytest.mark.slow
 def test_saved_and_restored_pack_goes_on_bit_for_bit(kind: str, base_path: Path_of) -> None:
     path, train = base_path("bert"), rows(30)
     count = 3 if kind == "lora" else 1

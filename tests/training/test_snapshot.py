@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 
+import pytest
 import torch
 
 from enginelab import base_of, clone, config, mixed_trials, pack_of, rows, run, values
@@ -41,6 +42,7 @@ def restored(pack: Pack, path: str, shaped: bool) -> Pack:
     return again
 
 
+@pytest.mark.slow
 def test_a_pack_restored_with_its_shape_goes_on_bit_for_bit(base_path: Callable[[str], str]) -> None:
     path = base_path("bert")
     pack = pack_of(base_of(config(path)), 4, rows(40))

@@ -107,6 +107,7 @@ def test_a_trial_is_the_same_alone_in_lanes_and_over_cached_layers(kind: str) ->
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.slow
 def test_a_pack_goes_on_from_its_state_bit_for_bit(kind: str) -> None:
     trials = trials_of(kind)
     pack = filled(trials)

@@ -16,6 +16,8 @@ from lorasweep.search.space import parse_space
 from lorasweep.search.study import SweepStudy
 from lorasweep.worker.replay import Candidate, SavedTrial, recover, snapshot
 
+pytestmark = pytest.mark.slow  # trains
+
 
 class Bench:
     """A workbench that holds no pack."""
