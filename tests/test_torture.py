@@ -32,9 +32,11 @@ PRUNED = MINI.replace("sampler:", "pruner: {kind: asha, min_samples: 20, factor:
 
 @dataclass
 class Whole:
-    """A sweep that was never stopped, and the seconds that it took: in all, and until it trained."""
+    """A sweep that was never stopped, the characters that it spooled, and the seconds that it took: in all, and until
+    it trained."""
 
     left: Left
+    spooled: int
     seconds: float
     seconds_to_training: float
 
@@ -57,7 +59,7 @@ def run_whole(nursery: Nursery, folder: Path, sweep: str) -> Whole:
     assert command.wait() == 0, command.output
     left = left_by(home)
     check_agreement(left, TRIALS)
-    return Whole(left, time.monotonic() - started, to_training)
+    return Whole(left, len(spooled(home)), time.monotonic() - started, to_training)
 
 
 @pytest.fixture(scope="module")
@@ -82,26 +84,23 @@ def kill_at(nursery: Nursery, home: Path, failpoint: str, killed: list[str]) -> 
     killed.append(failpoint if code else f"{failpoint} (not reached)")
 
 
-def kill_after(nursery: Nursery, home: Path, seconds: float, killed: list[str]) -> None:
-    command = nursery.start(home, "sweep", "mini")
-    time.sleep(seconds)
-    command.send(signal.SIGKILL)
-    code = command.wait()
-    assert code in (0, -signal.SIGKILL), command.output
-    killed.append(f"{seconds:.2f} s" if code else f"{seconds:.2f} s (had ended)")
-
-
-def kill_in_training(nursery: Nursery, home: Path, seconds: float, killed: list[str]) -> None:
-    """Kill so many seconds after something new was reported: whatever else the machine does, some was."""
+def kill_after(
+    nursery: Nursery, home: Path, seconds: float, killed: list[str], most: int, training: bool = False
+) -> None:
+    """Kill so many seconds after the start, or with `training` after something new was reported; earlier where `most`
+    characters of it were: whatever else the machine does, much is left for the next kill."""
     before = len(spooled(home))
     command = nursery.start(home, "sweep", "mini")
-    while command.poll() is None and len(spooled(home)) == before:
+    while training and command.poll() is None and len(spooled(home)) == before:
         time.sleep(0.01)
-    time.sleep(seconds)
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and len(spooled(home)) < before + most:
+        time.sleep(0.002)
     command.send(signal.SIGKILL)
     code = command.wait()
     assert code in (0, -signal.SIGKILL), command.output
-    killed.append(f"training + {seconds:.3f} s" if code else f"training + {seconds:.3f} s (had ended)")
+    moment = f"{'training + ' if training else ''}{seconds:.3f} s"
+    killed.append(moment if code else f"{moment} (had ended)")
 
 
 def test_a_sweep_killed_at_the_worst_places_ends_like_one_that_was_not(
@@ -372,9 +371,10 @@ def torture(nursery: Nursery, folder: Path, sweep: str, seed: int) -> None:
     moments = random.Random(seed)
     training = whole.seconds - whole.seconds_to_training
     for _ in range(KILLS):
+        most = whole.spooled // (2 * KILLS)
         if moments.random() < 0.3:
-            kill_after(nursery, home, whole.seconds_to_training * moments.random(), killed)
+            kill_after(nursery, home, whole.seconds_to_training * moments.random(), killed, most)
         else:
-            kill_in_training(nursery, home, moments.random() * training / (2 * KILLS), killed)
+            kill_after(nursery, home, moments.random() * training / (2 * KILLS), killed, most, training=True)
     assert not any("had ended" in kill for kill in killed), killed
     finish(nursery, home, whole, killed)

@@ -22,7 +22,7 @@ def test_a_pruned_sweep_killed_at_the_worst_places_ends_like_one_that_was_not(nu
     home, killed = home_with(tmp_path / "home", PRUNED), []
     for failpoint in ("judged:1", "judged:3", "asked:4", "run-ended:1", "told:1", "checkpoint-half:3", "judged:2"):
         kill_at(nursery, home, failpoint, killed)
-    kill_after(nursery, home, whole.seconds_to_training * 0.5 + 0.4, killed)
+    kill_after(nursery, home, whole.seconds_to_training * 0.5 + 0.4, killed, whole.spooled // 2)
     assert sum("reached" not in kill for kill in killed[:-1]) >= 5, killed
     finish(nursery, home, whole, killed)
 
