@@ -16,6 +16,7 @@ LAYERS = [
     ("cli",),
     ("completion",),
     ("arguments", "refusal", "api"),
+    ("given",),
     (
         "planning",
         "promotion",
