@@ -188,7 +188,7 @@ def _columns(table: Path, text: str | None, label: str | None) -> tuple[str, str
     if len(columns) == 1 and (mark := next((mark for mark in SEPARATORS if mark in only), None)) is not None:
         raise UsageError(
             f"{table} has one column, {shortened(only)!r}: its cells look separated by {mark!r}. Save it as "
-            f".csv with commas or as .tsv with tabs; a sweep reads it as it is with data.delimiter='{mark}'"
+            f".csv with commas or as .tsv with tabs; a sweep reads it as it is with \"data.delimiter='{mark}'\""
         )
     label = label or _guessed(LABEL_NAMES, [name for name in columns if name != text]) or _few_values(columns, text)
     if label is None:
