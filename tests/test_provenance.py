@@ -55,6 +55,7 @@ def test_secrets_do_not_pass(text: str) -> None:
         "https://huggingface.co/stanfordnlp/sst2",
         "somebody@example.org",
         "http://localhost:5000/x@y",
+        "postgresql://lorasweep@db.example:5432/lorasweep",
     ],
 )
 def test_ordinary_settings_pass_unchanged(text: str) -> None:

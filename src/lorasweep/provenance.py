@@ -37,8 +37,9 @@ _TOKENS = re.compile(
     r"\b(?:hf_[A-Za-z0-9]{10,}|sk-[A-Za-z0-9_-]{16,}|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|glpat-[\w-]{16,}"
     r"|AKIA[A-Z0-9]{16}|xox[abprs]-[\w-]{10,}|eyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]{5,})"
 )
-# a login as far as the last @, where it has a colon: passwords hold / and @ too; but host:port/path@branch is none
-_URL_LOGIN = re.compile(r"(?<=://)(?:[^\s/:@'\"]*:(?!\d+/)[^\s'\"]*|[^\s/@'\"]+)(?=@)")
+# a login as far as the last @, where it has a colon: passwords hold / and @ too; but host:port/path@branch is none. A
+# database's user alone is no secret, a web address's may be a token
+_URL_LOGIN = re.compile(r"(?<=://)(?:[^\s/:@'\"]*:(?!\d+/)[^\s'\"]*|(?<!postgresql://)[^\s/:@'\"]+)(?=@)")
 _SECRET_WORD = r"(?:token|password|passwd|secret|credentials?|(?:api|access|secret|private)[_-]?key)"
 _ASSIGNED = re.compile(
     rf"(?i)(?<![A-Za-z])((?:[\w.-]{{0,60}}[._-])?{_SECRET_WORD}[\"']?\s*[=:]\s*)"

@@ -96,6 +96,11 @@ def test_a_password_behind_the_question_mark_is_kept_apart(login: str, monkeypat
     assert os.environ[address.DATABASE_PASSWORD] == f"{SECRET}/"
 
 
+def test_an_address_without_a_bucket_is_no_folder_of_that_name() -> None:
+    assert address.settled_files("s3://") == "s3://" and address.files_problem("s3://") is not None
+    assert address.settled_files("s3://bucket/prefix/") == "s3://bucket/prefix"
+
+
 def test_what_is_served_listens_on_this_machine_alone(home: Path) -> None:
     words = ui.command(Folders(home), 5000)
     assert words[words.index("--host") + 1] == "127.0.0.1"

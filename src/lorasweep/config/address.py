@@ -122,8 +122,11 @@ def settled_files(files: str) -> str:
         files = unquote(files.removeprefix("file://"))
     if "${" in files:  # an override that names a variable of the environment is read when it is composed
         return files
-    if is_store(files) or files.strip() in ("", "null"):
-        return files.rstrip("/")
+    if is_store(files):  # s3:// alone stays an address, and is refused as one
+        scheme, _, rest = files.partition("://")
+        return f"{scheme}://{rest.rstrip('/')}"
+    if files.strip() in ("", "null"):
+        return files
     return str(expanded(Path(files)).absolute())
 
 
