@@ -61,3 +61,10 @@ def test_every_room_stands_in_the_architecture() -> None:
     for room in (ROOT / "src" / "lorasweep").iterdir():
         if (room.suffix == ".py" or (room / "__init__.py").exists()) and not room.name.startswith("__"):
             assert f"`{room.name}`" in page or f"`{room.name}/`" in page, f"docs/architecture.md leaves out {room.name}"
+
+
+def test_each_make_target_has_a_recipe() -> None:
+    """A target that is only in .PHONY ends well and does nothing."""
+    text = (ROOT / "Makefile").read_text(encoding="utf-8")
+    (phony,) = re.findall(r"^\.PHONY: (.*)$", text, re.MULTILINE)
+    assert set(phony.split()) == set(re.findall(r"^([a-z][a-z-]*):.*## ", text, re.MULTILINE))
