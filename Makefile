@@ -74,6 +74,10 @@ bench: $(VENV)/.dev  ## packed trials against the Trainer and plain PEFT, interl
 	@test -z "$(BASE)" || $(VENV)/bin/python benchmarks/steps.py --name base --model $(BASE) --train $(DATA)/train.tsv --targets query,value --steps 10 --slots 1 4 8
 	@test -z "$(BASE)" || $(VENV)/bin/python benchmarks/packed.py --name base --model $(BASE) --train $(DATA)/train.tsv --eval $(DATA)/dev.tsv $(ARGS)
 
+gpu:  ## tests and benchmark of a GPU, by any python3 that has torch: under 9 minutes, results in gpu-results/ (WHEELS=folder)
+	@python3 -c 'import torch' 2>/dev/null && python=python3 || { $(MAKE) --no-print-directory $(VENV)/.dev && python=$(VENV)/bin/python; }; \
+	$$python benchmarks/gpu $(if $(WHEELS),--wheels $(WHEELS)) $(ARGS)
+
 soak: $(VENV)/.dev  ## 500 short trials in one process: does memory grow, is a handle or thread left over?
 	@$(VENV)/bin/python benchmarks/soak.py $(ARGS)
 

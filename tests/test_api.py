@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import re
 import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pandas as pd
 import pytest
 
@@ -109,6 +112,16 @@ def test_no_room_takes_the_name_of_a_function() -> None:
         lorasweep.swep  # noqa: B018
 
 
+def test_the_names_are_listed_alike_in_each_place() -> None:
+    """`__all__` here and in `api`, and the imports that type checkers read."""
+    from lorasweep import api
+
+    (block,) = [one for one in ast.parse(Path(lorasweep.__file__).read_text()).body if isinstance(one, ast.If)]
+    (imported,) = [one for one in block.body if isinstance(one, ast.ImportFrom)]
+    assert sorted(alias.name for alias in imported.names) == sorted(api.__all__)
+    assert sorted(lorasweep.__all__) == sorted([*api.__all__, "__version__"])
+
+
 def test_every_name_is_typed_documented_and_on_the_page() -> None:
     page = PAGE.read_text(encoding="utf-8")
     for name in lorasweep.__all__:
@@ -169,3 +182,37 @@ def test_what_cannot_be_asked_is_refused(folder: Path) -> None:
         lorasweep.predict("quickstart", ["a", "b"], ["c"])
     with pytest.raises(UsageError, match="must not be empty"):
         lorasweep.promote("quickstart", force=" ")
+
+
+WRONG: dict[str, tuple[Callable[[], Any], str]] = {
+    "name": (lambda: lorasweep.sweep(None), "`name` must be text, got None"),  # type: ignore[arg-type]
+    "path": (lambda: lorasweep.plan(Path("quickstart")), "`name` must be text"),  # type: ignore[arg-type]
+    "sweep": (lambda: lorasweep.compose(sweep=3), "`sweep` must be text"),  # type: ignore[arg-type]
+    "overrides": (lambda: lorasweep.compose(3), "`overrides` must be a list of texts, got 3"),  # type: ignore[arg-type]
+    "override": (lambda: lorasweep.compose([3]), "`overrides` must be text, got 3"),  # type: ignore[list-item]
+    "where": (lambda: lorasweep.leaderboard("x", where=[3]), "`where` must be text"),  # type: ignore[list-item]
+    "sort": (lambda: lorasweep.leaderboard("x", sort=3), "`sort` must be text"),  # type: ignore[arg-type]
+    "top": (lambda: lorasweep.leaderboard("x", top=-1), "`top` must be an integer >= 0, got -1"),
+    "half": (lambda: lorasweep.leaderboard("x", top=1.5), "`top` must be an integer >= 0"),  # type: ignore[arg-type]
+    "trial": (lambda: lorasweep.promote("x", trial="best"), "`trial` must be an integer"),  # type: ignore[arg-type]
+    "force": (lambda: lorasweep.promote("x", force=True), "`force` must be text"),  # type: ignore[arg-type]
+    "export": (lambda: lorasweep.export("x", "y", trial=0.5), "`trial` must be a trial's number, or"),  # type: ignore[arg-type]
+    "model": (lambda: lorasweep.predict(None, "x"), "`model` must be text"),  # type: ignore[arg-type]
+    "texts": (lambda: lorasweep.predict("x", None), "`texts` must be a list of texts"),  # type: ignore[arg-type]
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_a_value_of_the_wrong_type_is_refused_in_words(what: str, folder: Path) -> None:
+    call, said = WRONG[what]
+    with pytest.raises(UsageError, match=re.escape(said)):
+        call()
+    assert not (folder / "mlruns").exists()
+
+
+def test_numbers_of_a_frame_are_numbers(folder: Path) -> None:
+    config = lorasweep.compose({"adapter.r": numpy.int64(4), "optimizer.lr": numpy.float64(0.25)})
+    assert (config.adapter.r, config.optimizer.lr) == (4, 0.25)
+    for trial in (numpy.int64(7), pd.Series([7])[0]):
+        with pytest.raises(UsageError, match="there is no sweep 'nothing'"):
+            lorasweep.load_trial("nothing", trial)

@@ -16,6 +16,7 @@ LAYERS = [
     ("cli",),
     ("completion",),
     ("arguments", "refusal", "api"),
+    ("given",),
     (
         "planning",
         "promotion",
@@ -45,7 +46,7 @@ LAYERS = [
     ("data",),
     ("config",),
     ("progress", "failpoints", "environment"),
-    ("records", "errors", "stats", "checksums"),
+    ("records", "errors", "stats", "checksums", "spread"),
 ]
 RANK = {room: depth for depth, rooms in enumerate(LAYERS) for room in rooms}
 
@@ -113,7 +114,7 @@ def test_heavy_libraries_have_one_owner(relative: Path) -> None:
 def test_modules_open_with_their_reason_and_stay_short(relative: Path) -> None:
     text = (SOURCE / relative).read_text()
     assert ast.get_docstring(ast.parse(text)), f"{relative} has no docstring that says why it exists"
-    assert text.count("\n") <= 450, f"{relative} has {text.count(chr(10))} lines; split it"
+    assert text.count("\n") <= 410, f"{relative} has {text.count(chr(10))} lines; split it"
 
 
 def test_no_pickle_is_read_or_written() -> None:

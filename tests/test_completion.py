@@ -1,8 +1,9 @@
-"""What the tab key offers, in bash itself too, and that nothing heavy is imported for it."""
+"""What the tab key offers, in bash, zsh and fish themselves too, and that nothing heavy is imported for it."""
 
 from __future__ import annotations
 
 import os
+import pty
 import shutil
 import sqlite3
 import subprocess
@@ -138,16 +139,34 @@ done
 """
 
 
-@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
-def test_bash_completes_behind_what_it_takes_for_the_end_of_a_word(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert cli.main(["completion", "bash"]) == 0
-    (tmp_path / "script").write_text(capsys.readouterr().out)
+@pytest.fixture
+def shell_home(tmp_path: Path) -> Path:
+    """A home folder with our program in ~/bin, and each shell's script."""
     program = tmp_path / "bin" / "lorasweep"
     program.parent.mkdir()
     program.write_text(f'#!/bin/sh\nexec {sys.executable} -m lorasweep.cli "$@"\n')
     program.chmod(0o755)
+    for shell in ("bash", "zsh", "fish"):
+        (tmp_path / f"script.{shell}").write_text(script(shell))
+    return tmp_path
+
+
+def environment(home: Path, shell: str) -> dict[str, str]:
+    path = f"{home}/bin:{os.environ['PATH']}"
+    return {**os.environ, "SCRIPT": f"{home}/script.{shell}", "PATH": path, "HOME": str(home), "TERM": "dumb"}
+
+
+def installed(shell: str) -> pytest.MarkDecorator:
+    return pytest.mark.skipif(shutil.which(shell) is None, reason=f"{shell} is not installed")
+
+
+def test_the_script_is_what_the_command_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["completion", "fish"]) == 0
+    assert capsys.readouterr().out == script("fish")
+
+
+@installed("bash")
+def test_bash_completes_behind_what_it_takes_for_the_end_of_a_word(shell_home: Path) -> None:
     lines = {
         "lorasweep sweep sh": "shop",
         "lorasweep train model=tiny_g": "tiny_gpt2",  # `=` and `:` end a word in bash: the part behind is replaced
@@ -155,12 +174,69 @@ def test_bash_completes_behind_what_it_takes_for_the_end_of_a_word(
         "lorasweep train data.train=": "",
         "lorasweep leaderboard ": "older shop",
     }
-    environment = {**os.environ, "SCRIPT": str(tmp_path / "script"), "PATH": f"{program.parent}:{os.environ['PATH']}"}
     done = subprocess.run(
-        ["bash", "--norc", "-c", ASK_BASH], input="\n".join(lines) + "\n", env=environment, capture_output=True,
-        text=True, check=True,
+        ["bash", "--norc", "-c", ASK_BASH], input="\n".join(lines) + "\n", env=environment(shell_home, "bash"),
+        capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert dict(line.split("|") for line in done.stdout.splitlines()) == lines
+
+
+ASK_FISH = """
+source $SCRIPT
+while read --line line
+    echo -s $line '|' (complete -C $line | string join ' ')
+end
+"""
+
+
+@installed("fish")
+def test_fish_offers_names_settings_and_files(shell_home: Path) -> None:
+    lines = {
+        "lorasweep sweep sh": "shop",
+        "lorasweep train 'model=tiny_g": "model=tiny_gpt2",
+        "lorasweep predict models:/shop@": "models:/shop@champion",
+        "lorasweep train data.train=script.b": "data.train=script.bash",
+        "~/bin/lorasweep leaderboard ": "older shop",
+        "~/gone/lorasweep leaderboard m": "mlflow.db mlruns/",  # no program: files, and no error on the screen
+    }
+    done = subprocess.run(
+        ["fish", "--no-config", "-c", ASK_FISH], input="\n".join(lines) + "\n", env=environment(shell_home, "fish"),
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert (dict(line.split("|") for line in done.stdout.splitlines()), done.stderr) == (lines, "")
+
+
+ASK_ZSH = r"""
+autoload -Uz compinit && compinit -C -D
+source $SCRIPT
+show() { print -r -- "$BUFFER" >> $HOME/shown; BUFFER= }
+zle -N show
+bindkey '^T' show
+"""
+
+
+@installed("zsh")
+def test_zsh_completes_at_its_prompt(shell_home: Path) -> None:
+    lines = {
+        "lorasweep sweep sh": "lorasweep sweep shop ",
+        "lorasweep train optimizer.l": "lorasweep train optimizer.lr=",
+        "lorasweep train 'model=tiny_g": "lorasweep train 'model=tiny_gpt2' ",
+        "lorasweep predict models:/shop@": "lorasweep predict models:/shop@champion ",
+        "lorasweep train data.train=script.b": "lorasweep train data.train=script.bash ",
+        "~/bin/lorasweep leaderboard o": "~/bin/lorasweep leaderboard older ",
+    }
+    (shell_home / ".zshrc").write_text(ASK_ZSH)
+    ours, its = pty.openpty()
+    try:
+        os.write(ours, "".join(f"{line}\t\x14" for line in lines).encode() + b"exit\n")
+        subprocess.run(
+            ["zsh", "-d", "-i"], stdin=its, stdout=its, stderr=its, cwd=shell_home, timeout=60, check=True,
+            env={**environment(shell_home, "zsh"), "ZDOTDIR": str(shell_home)}, start_new_session=True,
+        )  # fmt: skip
+    finally:
+        os.close(ours)
+        os.close(its)
+    assert dict(zip(lines, (shell_home / "shown").read_text().splitlines(), strict=True)) == lines
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

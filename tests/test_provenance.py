@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 from hypothesis import given
@@ -31,6 +32,9 @@ SECRET = "q8ZkP2vLx0Tn"
         f"hub.auth_token={SECRET} optimizer.lr=0.1",
         f"Authorization: Bearer {SECRET}.x",
         f"postgresql+psycopg://me:{SECRET}@db/lorasweep",
+        f"https://me:p@{SECRET}@host/rows.csv",
+        f"https://me:p/{SECRET}@host/rows.csv",
+        f"https://me:{SECRET}/x@host",
         f"AWS_SECRET_ACCESS_KEY={SECRET}",
         f"https://host/file?access_token={SECRET}&x=1",
     ],
@@ -50,6 +54,8 @@ def test_secrets_do_not_pass(text: str) -> None:
         "data.text_column=secretary",
         "https://huggingface.co/stanfordnlp/sst2",
         "somebody@example.org",
+        "http://localhost:5000/x@y",
+        "postgresql://lorasweep@db.example:5432/lorasweep",
     ],
 )
 def test_ordinary_settings_pass_unchanged(text: str) -> None:
@@ -62,6 +68,32 @@ def test_values_of_secret_environment_variables_do_not_pass(monkeypatch: pytest.
     monkeypatch.setenv("SHORT_SECRET", "true")
     assert redact(f"data.train=/x/{SECRET}.csv flag=true") == f"data.train=/x/{REDACTED}.csv flag=true"
     assert redact("/home/me/.cache/token") == "/home/me/.cache/token"
+
+
+@pytest.mark.parametrize("name", ["STRIPE_KEY", "AWS_SECRET_ACCESS_KEY", "DB_PASSWD", "GPG_PASSPHRASE", "PRIVATE_KEY"])
+@pytest.mark.parametrize("secret", [SECRET, f"/{SECRET}", f'a"b\\{SECRET}', f"a@b/{SECRET}+=="])
+def test_a_secret_passes_neither_as_it_is_nor_as_json_or_addresses_write_it(
+    name: str, secret: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, secret)
+    for text in (secret, json.dumps({"x": secret}), f"https://host/{quote(secret, safe='')}/x"):
+        assert SECRET not in redact(f"said: {text}")
+
+
+def test_a_file_that_a_variable_names_is_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "account.json").write_text("{}")
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "account.json"))
+    assert redact(f"reading {tmp_path}/account.json") == f"reading {tmp_path}/account.json"
+
+
+@pytest.mark.parametrize("text", [f"hf_{SECRET}abcd", f"use hf_{SECRET}abcd", f"https://me:{SECRET}@host/rows.csv"])
+def test_a_setting_with_a_login_is_told(text: str) -> None:
+    assert provenance.holds_a_login(text)
+
+
+@pytest.mark.parametrize("text", ["my password=hunter22x", "https://host:80/x@y", "s3://bucket@x/y", "me@host", "hf_x"])
+def test_a_setting_without_one_is_not(text: str) -> None:
+    assert not provenance.holds_a_login(text)
 
 
 @given(st.text(max_size=300))

@@ -58,6 +58,27 @@ def test_an_empty_folder_becomes_a_project_that_composes_and_reads(
     assert len(load_test_split(config.data, rows.label_names)) > 0
 
 
+def test_what_is_told_can_be_pasted_and_does_not_act_on_the_terminal(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_table(here / "rows.csv", "id,re\x1b[31mview,stars")
+    assert cli.main(["init", "my shop", "--data", "rows.csv"]) == 0
+    out = capsys.readouterr().out
+    assert "cd 'my shop' && lorasweep plan my-shop" in out and "\x1b" not in out and "text: re\\x1b[31mview" in out
+
+
+@pytest.mark.parametrize(("mark", "said"), [(";", "';'"), ("|", "'|'"), ("\t", "'\\t'")])
+def test_another_separator_is_seen(mark: str, said: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "rows.csv").write_text("".join(f"{text}{mark}{label}\n" for text, label, _ in ROWS).replace(",", ""))
+    assert f"look separated by {said}" in refused(capsys, "shop", "--data", "rows.csv")
+    assert not (here / "shop").exists()
+
+
+def test_an_empty_name_is_no_folder(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "`.` is the current one" in refused(capsys, "")
+    assert list(here.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("head", "options", "columns"),
     [

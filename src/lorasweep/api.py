@@ -3,14 +3,14 @@
 A function does what the command of its name does, returns values instead of printing them, raises `LorasweepError`
 instead of leaving, and takes the same overrides: words (`["optimizer.lr=1e-3"]`) or a mapping (`{"optimizer.lr":
 1e-3}`). `folder` stands in the place of LORASWEEP_HOME: the folder of conf/, sweeps/, mlflow.db and mlruns/. Heavy
-libraries are imported by the first call that needs them. Neighbours: the commands' modules (called), `cli` (the other
-face); docs/api.md shows each in use.
+libraries are imported by the first call that needs them. Neighbours: `given` (arguments), the commands' modules
+(called), `cli` (the other face); docs/api.md shows each in use.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from lorasweep import environment
 from lorasweep.errors import LorasweepError, UsageError
+from lorasweep.given import Overrides, number_of, text_of, texts_of, trial_of, words
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,7 +48,6 @@ __all__ = [
     "train",
 ]
 
-Overrides: TypeAlias = Iterable[str] | Mapping[str, Any] | None
 Folder: TypeAlias = str | os.PathLike[str] | None
 
 
@@ -79,7 +79,7 @@ def sweep(
     with _at(folder):
         from lorasweep import sweeping
 
-        return _result(sweeping.start(name, _words(overrides), quiet=quiet, join=join))
+        return _result(sweeping.start(text_of("name", name), words(overrides), quiet=quiet, join=join))
 
 
 def resume(
@@ -93,7 +93,7 @@ def resume(
     with _at(folder):
         from lorasweep import sweeping
 
-        return _result(sweeping.resume(_stored(name, overrides), _words(overrides), quiet=quiet, join=join))
+        return _result(sweeping.resume(_stored(name, overrides), words(overrides), quiet=quiet, join=join))
 
 
 def train(overrides: Overrides = None, *, folder: Folder = None, quiet: bool = False) -> SweepResult:
@@ -105,7 +105,7 @@ def train(overrides: Overrides = None, *, folder: Folder = None, quiet: bool = F
     with _at(folder):
         from lorasweep import sweeping
 
-        return _result(sweeping.train(_words(overrides), quiet=quiet))
+        return _result(sweeping.train(words(overrides), quiet=quiet))
 
 
 def plan(name: str, overrides: Overrides = None, *, folder: Folder = None) -> Plan:
@@ -117,7 +117,7 @@ def plan(name: str, overrides: Overrides = None, *, folder: Folder = None) -> Pl
     with _at(folder):
         from lorasweep import planning
 
-        return planning.plan(name, _words(overrides))
+        return planning.plan(text_of("name", name), words(overrides))
 
 
 def compose(overrides: Overrides = None, sweep: str | None = None, *, folder: Folder = None) -> Config:
@@ -130,7 +130,7 @@ def compose(overrides: Overrides = None, sweep: str | None = None, *, folder: Fo
         from lorasweep.config import address
         from lorasweep.config.compose import compose as composed
 
-        return composed(address.without_logins(_words(overrides)), sweep)
+        return composed(address.without_logins(words(overrides)), None if sweep is None else text_of("sweep", sweep))
 
 
 def leaderboard(
@@ -154,9 +154,11 @@ def leaderboard(
         from lorasweep.ranking import board as ranking
         from lorasweep.ranking.table import flat
 
-        asked = [where] if isinstance(where, str) else list(where)
-        board = ranking.load(_stored(name, overrides), _words(overrides), asked, sort)
-        columns, rows = flat(board, top)
+        asked = texts_of("where", where)
+        key = None if sort is None else text_of("sort", sort)
+        most = None if top is None else number_of("top", top)
+        board = ranking.load(_stored(name, overrides), words(overrides), asked, key)
+        columns, rows = flat(board, most)
         return pd.DataFrame(rows, columns=columns)
 
 
@@ -170,7 +172,7 @@ def report(name: str, overrides: Overrides = None, *, out: Folder = None, folder
     with _at(folder):
         from lorasweep import reporting
 
-        return reporting.write(_stored(name, overrides), _words(overrides), None if out is None else Path(out))
+        return reporting.write(_stored(name, overrides), words(overrides), None if out is None else Path(out))
 
 
 def promote(
@@ -192,9 +194,10 @@ def promote(
     with _at(folder):
         from lorasweep import promotion
 
-        if force is not None and not force.strip():
+        if force is not None and not text_of("force", force).strip():
             raise UsageError("`force` is the reason, which is kept with the version; it must not be empty")
-        return promotion.promote(_stored(name, overrides), _words(overrides), model, trial, force)
+        number = None if trial is None else number_of("trial", trial)
+        return promotion.promote(_stored(name, overrides), words(overrides), model, number, force)
 
 
 def predict(
@@ -217,11 +220,10 @@ def predict(
 
         from lorasweep import prediction
 
-        asked = [texts] if isinstance(texts, str) else [str(text) for text in texts]
-        second = [pairs] if isinstance(pairs, str) else None if pairs is None else [str(text) for text in pairs]
+        asked, second = texts_of("texts", texts), None if pairs is None else texts_of("pairs", pairs)
         if second is not None and len(second) != len(asked):
             raise UsageError(f"each text needs one of `pairs`, got {len(asked)} texts and {len(second)} pairs")
-        uri = model if set(model) & set(":/") or Path(model).is_dir() else f"models:/{model}@champion"
+        uri = model if set(text_of("model", model)) & set(":/") or Path(model).is_dir() else f"models:/{model}@champion"
         served = prediction.load(uri, [], base)
         table = prediction.Asked(asked, second)
         rows = [
@@ -253,8 +255,8 @@ def export(
     with _at(folder):
         from lorasweep import exporting
 
-        named = name if trial is None else _stored(name, overrides)
-        written = exporting.export(named, str(target), _words(overrides), merged, base=base, trial=trial)
+        named, which = (name, None) if trial is None else (_stored(name, overrides), trial_of(trial))
+        written = exporting.export(named, os.fspath(target), words(overrides), merged, base=base, trial=which)
         return Path(written["folder"])
 
 
@@ -317,47 +319,13 @@ def _trial(name: str, trial: int | str, overrides: Overrides, base: str | None, 
     with _at(folder):
         from lorasweep import exporting
 
-        if trial != exporting.BEST and (isinstance(trial, bool) or not isinstance(trial, int) or trial < 0):
-            raise UsageError(f"`trial` must be a trial's number, or 'best', got {trial!r}")
-        yield exporting.open_trial(_stored(name, overrides), trial, _words(overrides), base)
-
-
-def _words(overrides: Overrides) -> list[str]:
-    """Overrides as words; nested mappings are groups: {"optimizer": {"lr": 1e-3}}.
-
-    Raises:
-        UsageError: one word alone, which would be read letter by letter.
-        ConfigError: a value of a type that no override holds.
-    """
-    from lorasweep.config.words import override_string
-
-    if overrides is None:
-        return []
-    if isinstance(overrides, str):
-        raise UsageError(
-            f"overrides are a list of words or a mapping, got the text {overrides!r}; write [{overrides!r}]"
-        )
-    if not isinstance(overrides, Mapping):
-        return [str(word) for word in overrides]
-    found = []
-    for key, value in overrides.items():
-        if isinstance(value, Mapping) and _is_section(str(key)):
-            found += _words({f"{key}.{inner}": one for inner, one in value.items()})
-        else:
-            found.append(override_string(str(key), value))
-    return found
-
-
-def _is_section(key: str) -> bool:
-    from lorasweep.config.explain import keys
-
-    return any(known.startswith(f"{key}.") for known in keys())
+        yield exporting.open_trial(_stored(name, overrides), trial_of(trial), words(overrides), base)
 
 
 def _stored(name: str, overrides: Overrides) -> str:
     from lorasweep.search.whereabouts import stored_name
 
-    return stored_name(name, _words(overrides))
+    return stored_name(text_of("name", name), words(overrides))
 
 
 def _result(outcome: Outcome) -> SweepResult:

@@ -7,12 +7,14 @@ Also what makes a sweep itself (`identify`), since the same workbench knows it. 
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
 from lorasweep.config import compose
 from lorasweep.config.schema import TRANSFORMER, TRIAL_GROUPS, Config
 from lorasweep.errors import ConfigError
+from lorasweep.provenance import holds_a_login
 from lorasweep.search.objectives import Goals
 from lorasweep.search.pruners import GEOMETRIC, rungs_of
 from lorasweep.search.space import Space
@@ -144,6 +146,32 @@ def check_adapters(points: list[dict[str, Any]], trials: list[Config], first: Co
             raise type(error)(f"{error} (at {words}; check `sweep.space`)") from None
 
 
+def check_secrets(config: Config) -> None:
+    """What a sweep was started with is stored, and shown to whoever sees its runs; `tracking` has rules of its own.
+
+    Raises:
+        ConfigError: a setting holds an access token or an address with a password.
+    """
+
+    def texts(value: Any, key: str) -> Iterator[tuple[str, str]]:
+        if isinstance(value, dict):
+            for name, inner in value.items():
+                yield from texts(str(name), key)
+                yield from texts(inner, f"{key}.{name}" if key else str(name))
+        elif isinstance(value, list):
+            for inner in value:
+                yield from texts(inner, key)
+        elif isinstance(value, str):
+            yield key, value
+
+    for key, text in texts({**asdict(config), "tracking": None}, ""):
+        if holds_a_login(text):
+            raise ConfigError(
+                f"`{key}` holds an access token or a login, and a sweep stores its settings; leave it out and give it "
+                "in the environment (HF_TOKEN, AWS_SECRET_ACCESS_KEY, …)"
+            )
+
+
 def check_trainable(config: Config, workbench: Workbench) -> None:
     """Load rows and base and lay out one adapter: whatever is wrong shows before a study exists.
 
@@ -152,6 +180,7 @@ def check_trainable(config: Config, workbench: Workbench) -> None:
     """
     import numpy as np
 
+    check_secrets(config)
     data, task = workbench.data(config), workbench.task(config)
     references = task.references(data.validation)
     logged = task.metrics(task.blank(references), references, np.zeros(1, dtype=np.float32))

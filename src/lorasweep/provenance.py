@@ -15,6 +15,7 @@ import re
 import subprocess
 from importlib import metadata
 from pathlib import Path
+from urllib.parse import quote
 
 from lorasweep import __version__
 from lorasweep.config.schema import Config
@@ -36,14 +37,17 @@ _TOKENS = re.compile(
     r"\b(?:hf_[A-Za-z0-9]{10,}|sk-[A-Za-z0-9_-]{16,}|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|glpat-[\w-]{16,}"
     r"|AKIA[A-Z0-9]{16}|xox[abprs]-[\w-]{10,}|eyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]{5,})"
 )
-_URL_LOGIN = re.compile(r"(?<=://)[^\s/@'\"]+(?=@)")
+# a login as far as the last @, where it has a colon: passwords hold / and @ too; but host:port/path@branch is none. A
+# database's user alone is no secret, a web address's may be a token
+_URL_LOGIN = re.compile(r"(?<=://)(?:[^\s/:@'\"]*:(?!\d+/)[^\s'\"]*|(?<!postgresql://)[^\s/:@'\"]+)(?=@)")
 _SECRET_WORD = r"(?:token|password|passwd|secret|credentials?|(?:api|access|secret|private)[_-]?key)"
 _ASSIGNED = re.compile(
     rf"(?i)(?<![A-Za-z])((?:[\w.-]{{0,60}}[._-])?{_SECRET_WORD}[\"']?\s*[=:]\s*)"
     r"(?!\[redacted\])([^\s,;&'\"}\]]+|'[^']*'|\"[^\"]*\")"
 )
 _BEARER = re.compile(r"(?i)\b(bearer\s+)(?!\[redacted\])[\w.~+/=-]{8,}")
-_SECRET_NAME = re.compile(r"(?i)(token|secret|password|passwd|api_?key|access_?key|credential)")
+_SECRET_NAME = re.compile(r"(?i)(token|secret|passw(or)?d|passphrase|apikey|accesskey|credential|(^|_)keys?(_|$))")
+_FILE_NAME = re.compile(r"(?i)(path|file|dir|home)$")
 SHORTEST_SECRET = 8  # characters; shorter values of variables ("true", "1234") would blot out ordinary words
 
 
@@ -59,20 +63,30 @@ def redact(text: str) -> str:
     return _ASSIGNED.sub(rf"\1{REDACTED}", text)
 
 
+def holds_a_login(text: str) -> bool:
+    """Whether a setting's value holds an access token, or the password of an address."""
+    login = _URL_LOGIN.search(text)
+    return _TOKENS.search(text) is not None or (login is not None and ":" in login.group())
+
+
 def _environment_secrets() -> list[str]:
-    found = {
-        value
-        for name, value in os.environ.items()
-        if _names_a_secret(name)
-        and len(value) >= SHORTEST_SECRET
-        and not value.startswith(("/", "~", "."))  # HF_TOKEN_PATH and the like name a file
-    }
+    found: set[str] = set()
+    for name, value in os.environ.items():
+        if _names_a_secret(name) and len(value) >= SHORTEST_SECRET and not _is_a_place(value):
+            found |= {value, json.dumps(value)[1:-1], quote(value, safe="")}  # as JSON and addresses write it
     return sorted(found, key=len, reverse=True)
 
 
 @functools.cache
 def _names_a_secret(variable: str) -> bool:
-    return _SECRET_NAME.search(variable) is not None
+    """Whether a variable's value is secret by its name; HF_TOKEN_PATH and the like name a file."""
+    return _SECRET_NAME.search(variable) is not None and _FILE_NAME.search(variable) is None
+
+
+@functools.cache
+def _is_a_place(value: str) -> bool:
+    """Whether a value is a file's name, as in GOOGLE_APPLICATION_CREDENTIALS; a key may start with a slash too."""
+    return value.startswith(("/", "~/", "./", "../")) and os.path.exists(os.path.expanduser(value))  # noqa: PTH110, PTH111
 
 
 def gather(config: Config, data_fingerprint: str, base_fingerprint: str) -> dict[str, str]:

@@ -12,6 +12,7 @@ import io
 import json
 import os
 import re
+import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean, quantiles
@@ -21,7 +22,7 @@ from lorasweep import __version__
 from lorasweep.config.home import NAME, Home, check_name, exists, expanded
 from lorasweep.config.schema import DataConfig
 from lorasweep.config.words import literal
-from lorasweep.errors import StorageError, UsageError, nearest
+from lorasweep.errors import StorageError, UsageError, nearest, readable, shortened
 
 STARTER = Path(__file__).parent / "starter"
 EXAMPLE_ROWS = 320
@@ -29,6 +30,7 @@ MOST_CLASSES = 100  # more distinct values are no label
 TEXT_NAMES = ("text", "review", "sentence", "content", "body", "comment", "message", "tweet", "document", "utterance")
 LABEL_NAMES = ("label", "labels", "class", "category", "sentiment", "target", "stars", "rating", "intent", "topic")
 LENGTHS = (32, 64, 128, 256)  # what max_length may become
+SEPARATORS = (";", "\t", "|", ",")
 TOKENS_A_WORD = 1.5  # subwords, a little more than most tokenizers make
 TINY = {"model": "tiny_encoder", "low_lr": "1e-4", "high_lr": "1e-2", "max_steps": "100"}
 YOURS = {"model": "hf", "low_lr": "2e-5", "high_lr": "2e-3", "max_steps": "200"}
@@ -56,9 +58,10 @@ class Started:
         there = os.path.relpath(self.folder)
         lines = [f"Laid out {self.folder}:", *(f"  {file}" for file in self.files)]
         lines.append(f"{self.rows:,} rows; text: {self.text_column}, label: {self.label_column} ({shown})")
-        step = "" if there == "." else f"cd {self.folder if there.startswith('..') else there} && "
+        place = shlex.quote(str(self.folder) if there.startswith("..") else there)
+        step = "" if there == "." else f"cd {place} && "
         lines.append(f"Next:  {step}lorasweep plan {self.sweep}   |   {step}lorasweep sweep {self.sweep}")
-        return "\n".join(lines)
+        return readable("\n".join(lines))
 
 
 def init(
@@ -79,6 +82,8 @@ def init(
         DataError: the table cannot be read, or no classifier could be trained on it.
         StorageError: the folder cannot be written.
     """
+    if not folder.strip():
+        raise UsageError("init needs a folder, and its name is empty; `.` is the current one")
     root = expanded(Path(folder)).absolute()
     if root.exists() and not root.is_dir():
         raise UsageError(f"{root} is a file, and a project needs a folder; name another one")
@@ -179,6 +184,12 @@ def _columns(table: Path, text: str | None, label: str | None) -> tuple[str, str
     for option, name in (("--text-column", text), ("--label-column", label)):
         if name is not None and name not in columns:
             raise UsageError(f"{option} {name}: the table has no such column; {nearest(name, columns)}")
+    only = next(iter(columns), "")
+    if len(columns) == 1 and (mark := next((mark for mark in SEPARATORS if mark in only), None)) is not None:
+        raise UsageError(
+            f"{table} has one column, {shortened(only)!r}: its cells look separated by {mark!r}. Save it as "
+            f".csv with commas or as .tsv with tabs; a sweep reads it as it is with \"data.delimiter='{mark}'\""
+        )
     label = label or _guessed(LABEL_NAMES, [name for name in columns if name != text]) or _few_values(columns, text)
     if label is None:
         raise UsageError(

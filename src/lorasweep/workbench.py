@@ -13,6 +13,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from lorasweep.config.schema import TRANSFORMER, Config, ObjectiveConfig
+from lorasweep.spread import evenly
 
 if TYPE_CHECKING:
     from lorasweep.config.home import Folders
@@ -121,7 +122,7 @@ class Workbench:
         split, count = self.data(config).validation, config.pruner.eval_rows
         if config.pruner.kind == "none" or not 0 < count < len(split):
             return None
-        part = split.select([place * len(split) // count for place in range(count)])
+        part = split.select(evenly(range(len(split)), count))
         return self.task(config).exam(part, load_tokenizer(config.model), config.data, self.folders.cache)
 
     def model_fingerprint(self, config: Config) -> str:

@@ -47,7 +47,11 @@ LEAKY = [
     ("tracking.files=s3://key:{}@bucket/x",),
     ("model.path=https://me:{}@host/model",),
     ("data=file", "data.train=https://me:{}@host/rows.csv"),
+    ("data=file", "data.train=https://me:p@{}@host/rows.csv"),
     ("data=hub", "data.hub_id=hf_{0}{0}"),
+    ("tracking.studies='postgresql://me@127.0.0.1:9/db?sslpassword={}'",),
+    ("task.instruction=hf_{0}{0}",),
+    ("task.verbalizer={{negative:hf_{0}{0},positive:good}}",),
     ("hub.token={}",),
     ("adapter.r=hf_{0}{0}",),
     ("--hf-token={}",),
@@ -82,6 +86,19 @@ def test_no_command_line_of_ours_holds_a_login(home: Path, monkeypatch: pytest.M
     orders = Orders("mine", 0, str(home), server=folders.server, studies=folders.studies)
     assert SECRET not in orders.to_text() + compose.to_yaml(config)
     assert SECRET not in " ".join([*PROGRAM, *ui.command(Folders(home), 5000)])
+
+
+@pytest.mark.parametrize("login", ["me:other@", "me@", ""])
+def test_a_password_behind_the_question_mark_is_kept_apart(login: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(address.DATABASE_PASSWORD, "")
+    kept = address.keep_password_apart(f"postgresql://{login}db:5432/x?password={SECRET}%2F&connect_timeout=5")
+    assert kept == f"postgresql://{login.replace(':other', '')}db:5432/x?connect_timeout=5"
+    assert os.environ[address.DATABASE_PASSWORD] == f"{SECRET}/"
+
+
+def test_an_address_without_a_bucket_is_no_folder_of_that_name() -> None:
+    assert address.settled_files("s3://") == "s3://" and address.files_problem("s3://") is not None
+    assert address.settled_files("s3://bucket/prefix/") == "s3://bucket/prefix"
 
 
 def test_what_is_served_listens_on_this_machine_alone(home: Path) -> None:

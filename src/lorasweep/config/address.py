@@ -47,6 +47,8 @@ def studies_problem(uri: str) -> str | None:
         usable = usable and (parts.port is None or parts.port > 0)
     except ValueError:  # a port that is no number
         usable = False
+    if usable and "sslpassword=" in parts.query:
+        return f"`{STUDIES}` must hold no sslpassword, which would be stored; take a key without one"
     if usable:
         return None
     return (
@@ -56,16 +58,19 @@ def studies_problem(uri: str) -> str | None:
 
 
 def keep_password_apart(uri: str) -> str:
-    """A database's address without its password, which PostgreSQL's client finds in the environment from now on."""
+    """A database's address without its password, which PostgreSQL's client finds in the environment from now on. It may
+    stand in the login and among the parameters behind `?`, where libpq lets it win."""
     try:
         parts = urlsplit(uri)
     except ValueError:
         return bare(uri)
-    if parts.password is None:
+    words = [word for word in parts.query.split("&") if word.partition("=")[0] == "password"]
+    if parts.password is None and not words:
         return uri
-    os.environ[DATABASE_PASSWORD] = unquote(parts.password)
-    user, _, host = parts.netloc.rpartition("@")
-    return urlunsplit(parts._replace(netloc=f"{user.partition(':')[0]}@{host}"))
+    os.environ[DATABASE_PASSWORD] = unquote(words[-1].partition("=")[2] if words else parts.password or "")
+    user, at, host = parts.netloc.rpartition("@")
+    query = "&".join(word for word in parts.query.split("&") if word not in words)
+    return urlunsplit(parts._replace(netloc=f"{user.partition(':')[0]}{at}{host}", query=query))
 
 
 def bare(uri: str) -> str:
@@ -117,8 +122,11 @@ def settled_files(files: str) -> str:
         files = unquote(files.removeprefix("file://"))
     if "${" in files:  # an override that names a variable of the environment is read when it is composed
         return files
-    if is_store(files) or files.strip() in ("", "null"):
-        return files.rstrip("/")
+    if is_store(files):  # s3:// alone stays an address, and is refused as one
+        scheme, _, rest = files.partition("://")
+        return f"{scheme}://{rest.rstrip('/')}"
+    if files.strip() in ("", "null"):
+        return files
     return str(expanded(Path(files)).absolute())
 
 

@@ -20,6 +20,7 @@ from lorasweep.config.schema import ObjectiveConfig
 from lorasweep.ranking import board as leaderboard
 from lorasweep.records import TrialRecord, TrialState, at_rung
 from lorasweep.search.study import SweepStudy
+from lorasweep.spread import evenly
 from lorasweep.stats import Results
 from lorasweep.tracking.histories import points_of
 from lorasweep.tracking.spool import Point
@@ -136,8 +137,7 @@ def some(items: list[Any], most: int) -> list[Any]:
     if len(items) <= most:
         return items
     first, others = items[: most // 2], items[most // 2 :]
-    count = most - len(first)
-    return [*first, *(others[place * len(others) // count] for place in range(count))]
+    return [*first, *evenly(others, most - len(first))]
 
 
 def some_note(shown: int, of: int, what: str = "trials") -> str:

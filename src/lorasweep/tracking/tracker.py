@@ -5,10 +5,7 @@ it is sent again with its first timestamp until MLflow has confirmed it, which M
 twice. A trial's end is in the spool before MLflow hears of it too: where MLflow cannot be reached, training goes
 on, and runs are ended when it can, by this process or the next. Run states: COMPLETE is FINISHED, PRUNED is FINISHED
 with the tag lorasweep.state=pruned, FAILED is FAILED with the cause in lorasweep.reason.
-
-NaN is stored as it is. MLflow would store an infinite value as 1.8e308: it is logged as NaN, and the tag
-lorasweep.nonfinite says what it was; the spool keeps it.
-Neighbours: `spool`, `provenance`, the other tracking_*.py; `worker` calls, and `tracking.readers` for others. One
+Neighbours: `writer` (one trial's run), `runs`, `spool`, `provenance`; `worker` calls, and `readers` for others. One
 thread at a time.
 """
 
@@ -16,10 +13,8 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +26,6 @@ from lorasweep.provenance import redact
 from lorasweep.records import TrialRecord, TrialState
 from lorasweep.tracking import spool as spools
 from lorasweep.tracking.entities import (
-    batches_of,
     clean_tags,
     dataset_input,
     flatten,
@@ -47,6 +41,7 @@ from lorasweep.tracking.runs import RUNNING, Runs, Series, who
 from lorasweep.tracking.spool import Point, Spool
 from lorasweep.tracking.store import open_client, open_experiment, place_of, readable_errors
 from lorasweep.tracking.views import USUAL_KEYS, Shown, param_name
+from lorasweep.tracking.writer import RunWriter
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -59,15 +54,6 @@ log = logging.getLogger(__name__)
 FINISHED, FAILED = "FINISHED", "FAILED"
 END_SECONDS = 600.0  # that the end of a trial waits for MLflow where it must be there before it is told
 Unsent = Sequence[Any]  # [step, milliseconds, {key: value}] each
-
-
-@dataclass
-class _OpenTrial:
-    run_id: str
-    spool: Spool
-    artifacts: Artifacts
-    sent_at: float = 0.0  # time.monotonic() of the last batch
-    nonfinite: dict[str, str] = field(default_factory=dict)
 
 
 class Tracker:
@@ -86,8 +72,8 @@ class Tracker:
         self.experiment_id = ""
         self.sweep_run_id = ""
         self._runs: Runs | None = None
-        self._open: dict[int, _OpenTrial] = {}
-        self._ending: dict[int, _OpenTrial] = {}  # ended here, not yet in MLflow
+        self._open: dict[int, RunWriter] = {}
+        self._ending: dict[int, RunWriter] = {}  # ended here, not yet in MLflow
         self._patience = Patience(folders, self.series.spool)
 
     @property
@@ -250,7 +236,7 @@ class Tracker:
                 continue
             began = time.monotonic()
             try:
-                self._send(key, trial)
+                trial.send()
             except StorageError as error:
                 if send:
                     raise
@@ -306,12 +292,12 @@ class Tracker:
         return True
 
     def _end_before_it_is_told(
-        self, number: int, trial: _OpenTrial, ours: Callable[[], bool], goes_on: Callable[[], bool]
+        self, number: int, trial: RunWriter, ours: Callable[[], bool], goes_on: Callable[[], bool]
     ) -> bool:
         until, waits = time.monotonic() + END_SECONDS, False
         while ours():
             try:
-                self._end_run(number, trial)
+                trial.end()
             except StorageError as error:
                 if full_disk_in(error):
                     raise
@@ -356,7 +342,7 @@ class Tracker:
         for number, trial in list(self._ending.items()):
             began = time.monotonic()
             try:
-                self._end_run(number, trial)
+                trial.end()
             except StorageError as error:
                 if insist:
                     raise
@@ -364,16 +350,6 @@ class Tracker:
                 return
             del self._ending[number]
             self._patience.succeeded()
-
-    def _end_run(self, number: int, trial: _OpenTrial) -> None:
-        ending = trial.spool.ending
-        assert ending is not None
-        self._send(number, trial, ending.tags)
-        with readable_errors(f"end the run of trial {number} of sweep {self.sweep}"):
-            trial.artifacts.send()
-            self.client.set_terminated(trial.run_id, ending.status)
-        trial.spool.confirm_end()
-        trial.spool.close()
 
     def take_up_ends(self) -> None:
         """Find the ends that a dead process could not pass on; `close` passes them on. Where several hosts share the
@@ -408,34 +384,12 @@ class Tracker:
         self._open[number] = self._open_trial(number, run, spool)
         return run, is_new
 
-    def _open_trial(self, number: int, run: Run, spool: Spool) -> _OpenTrial:
+    def _open_trial(self, number: int, run: Run, spool: Spool) -> RunWriter:
         artifacts = self._artifacts(run, spools.path_of(Path(), number).stem)
-        return _OpenTrial(run.info.run_id, spool, artifacts, time.monotonic())
+        return RunWriter(self.client, self.sweep, number, run.info.run_id, spool, artifacts)
 
     def _artifacts(self, run: Run, name: str) -> Artifacts:
         return artifacts_of(self.folders, self.client, run, self.series.spool / f"{name}.artifacts")
-
-    def _send(self, number: int, trial: _OpenTrial, tags: dict[str, str] | None = None) -> None:
-        """Pass on all waiting points in as few batches as MLflow allows, confirming each batch in the spool."""
-        tags = dict(tags or {})
-        points = trial.spool.waiting()
-        told = len(trial.nonfinite)
-        for point in points:
-            for key, value in point.metrics.items():
-                if math.isinf(value):
-                    trial.nonfinite.setdefault(key, f"{key}={value} at step {point.step}")
-        if len(trial.nonfinite) > told:
-            tags["lorasweep.nonfinite"] = "; ".join(trial.nonfinite.values())
-        with readable_errors(f"store metrics of trial {number}"):
-            for batch in batches_of(points):
-                self.client.log_batch(
-                    trial.run_id, metrics=metric_entities(batch), tags=tag_entities(tags), synchronous=True
-                )
-                trial.spool.confirm(batch[-1])
-                tags = {}
-            if tags:
-                self.client.log_batch(trial.run_id, tags=tag_entities(tags), synchronous=True)
-        trial.sent_at = time.monotonic()
 
 
 def now_ms() -> int:

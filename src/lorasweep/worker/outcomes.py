@@ -19,6 +19,7 @@ from lorasweep.config.schema import Config
 from lorasweep.errors import LorasweepError, ObjectiveError, StorageError, TrialFailed
 from lorasweep.posts import Post
 from lorasweep.progress import Progress
+from lorasweep.provenance import redact
 from lorasweep.records import TrialRecord, TrialState, at_rung
 from lorasweep.search.leases import Leases
 from lorasweep.stats import Results, interval, value_of
@@ -164,6 +165,8 @@ class Outcomes:
         if not self._ours(record.trial):
             self.let_go(record.trial)
             return
+        if record.reason:  # it may quote what a library said
+            record.reason = redact(record.reason)
         if answered is not None:
             results.write(results.place_of(self.study.files), record.trial, answered)
         if not self.tracker.finish_trial(
