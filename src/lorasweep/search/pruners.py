@@ -17,6 +17,7 @@ from lorasweep.config.schema import PrunerConfig
 from lorasweep.errors import ConfigError
 from lorasweep.search.reports import Report, reports_of
 from lorasweep.search.views import view_study
+from lorasweep.spread import evenly
 
 if TYPE_CHECKING:
     from optuna.pruners import BasePruner
@@ -133,8 +134,7 @@ class Judge:
         """At most `settings.rows` of the results, evenly spread: the same rows for every trial."""
         if not results:
             raise ConfigError("pruner=wilcoxon compares validation rows, and this task has none; use pruner=asha")
-        count = min(len(results), self.settings.rows)
-        picked = [float(f"{results[place * len(results) // count]:.6g}") for place in range(count)]
+        picked = [float(f"{result:.6g}") for result in evenly(results, self.settings.rows)]
         return [int(number) if number == int(number) else number for number in picked]  # 0 and 1 take less room
 
     def _view(self, trial: FrozenTrial, samples: int) -> FrozenTrial:
