@@ -316,7 +316,7 @@ def _launch(
 
     tracker = Tracker(workbench.folders, study.name)
     try:
-        tracker.open_sweep(config, compose.to_yaml(config), list(config.sweep.space))
+        closing.begin(study, tracker)
         worker = Worker(study, tracker, workbench, composer, progress, post, only)
         here.launch(worker, config.launcher)
         if only is None and study.counts()["running"]:

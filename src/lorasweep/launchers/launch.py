@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorasweep import closing, posts
-from lorasweep.config import compose
 from lorasweep.config.home import Folders, Home
 from lorasweep.errors import LorasweepError, UsageError
 from lorasweep.launchers import cluster, local, oversight
@@ -172,10 +171,9 @@ def launch(
     """
     from lorasweep.tracking.tracker import Tracker
 
-    config = study.config
     tracker = Tracker(folders, study.name)
     try:
-        tracker.open_sweep(config, compose.to_yaml(config), list(config.sweep.space))
+        closing.begin(study, tracker)
         orders = Orders(study.name, 0, str(folders.tracking), folders.server, folders.studies, folders.files, slots)
         most = max(1, _trials_to_train(study))
         door.close()
