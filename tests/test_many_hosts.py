@@ -15,6 +15,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,8 @@ import pytest
 from clusterkit import SECRET, Postgres, Site, site
 from lorasweep import posts
 from lorasweep.config.home import Folders
+from lorasweep.failpoints import VARIABLE
+from lorasweep.search.study import SweepStudy
 from torturekit import OWN, Command, Left, check_agreement, check_same, left_by, the_nursery
 
 pytestmark = pytest.mark.slow
@@ -95,9 +98,15 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Left]:
 
 
 def left_on(servers: Site, home: Path, sweep: str) -> Left:
+    """The report is looked for on the sweep's own run, where every host finds it: its file lies on the disk of whoever
+    closed the sweep."""
+    from mlflow import MlflowClient
+
     folders = Folders(home, servers.uri, servers.studies, "s3://lorasweep/files")
     database = servers.runs.rpartition("/")[2]
-    return left_by(home, sweep, folders=folders, asks=lambda query: servers.database.execute(query, database=database))
+    left = left_by(home, sweep, folders=folders, asks=lambda query: servers.database.execute(query, database=database))
+    kept = MlflowClient(servers.uri).list_artifacts(left.runs[OWN][0]["id"], "report")
+    return replace(left, report="report/report.html" in {one.path for one in kept})
 
 
 def check_secrets(servers: Site, home: Path) -> None:
@@ -139,9 +148,10 @@ def test_workers_on_servers_leave_what_one_host_leaves(
 class Nodes:
     """A simulated Ray cluster: each node with its own scratch folder, so that workers share nothing on the disk."""
 
-    def __init__(self, folder: Path, count: int):
+    def __init__(self, folder: Path, count: int, failpoint: str = ""):
+        """`failpoint`: where each worker halts."""
         cluster_utils = pytest.importorskip("ray.cluster_utils", reason="needs Ray: pip install 'lorasweep[ray]'")
-        self.folder, self.made = folder, 0
+        self.folder, self.made, self.failpoint = folder, 0, failpoint
         self.cluster = cluster_utils.Cluster()
         self.nodes = [self.add() for _ in range(count)]
 
@@ -152,7 +162,7 @@ class Nodes:
         scratch.mkdir(parents=True)
         return self.cluster.add_node(
             num_cpus=1, object_store_memory=80 << 20, include_dashboard=False,
-            env_vars={"LORASWEEP_SCRATCH": str(scratch)},
+            env_vars={"LORASWEEP_SCRATCH": str(scratch), VARIABLE: self.failpoint},
         )  # fmt: skip
 
     def replace_one(self, draw: random.Random) -> None:
@@ -168,8 +178,8 @@ class Nodes:
 
 
 @pytest.fixture
-def nodes(servers: Site, tmp_path: Path) -> Iterator[Nodes]:
-    made = Nodes(tmp_path / "nodes", 3)
+def nodes(servers: Site, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Nodes]:
+    made = Nodes(tmp_path / "nodes", 3, getattr(request, "param", ""))
     yield made
     made.cluster.shutdown()
 
@@ -205,6 +215,52 @@ def test_three_nodes_leave_what_one_host_leaves(
     assert sum(scratches(nodes.folder)) >= 2  # more than one of them had a part in it
     check_secrets(servers, home)
     check_secrets(servers, nodes.folder)
+
+
+def leave_to_itself(servers: Site, nodes: Nodes, home: Path, sweep: str) -> None:
+    words = ["sweep", "listed", f"sweep.name={sweep}", *nodes.overrides, *servers.overrides]
+    assert f"Sweep {sweep} trains on without this command" in run(home, *words, "--detach")
+
+
+@pytest.mark.torture  # its short twins: test_closing.py, launchers/test_launch.py
+def test_nodes_that_train_on_without_their_command_leave_the_same(
+    servers: Site, nodes: Nodes, plain: Callable[[int], Left], tmp_path: Path
+) -> None:
+    home = home_with_list(tmp_path / "home", SHORT)
+    leave_to_itself(servers, nodes, home, "left")
+    assert "8 complete" in run(home, "resume", "left", *servers.overrides)  # and its workers have closed it by now
+    left = left_on(servers, home, "left")
+    check_agreement(left, TRIALS)
+    check_same(left, plain(SHORT))
+    check_secrets(servers, home)
+    check_secrets(servers, nodes.folder)
+
+
+@pytest.mark.torture  # test_torture.py kills one that a command started
+@pytest.mark.parametrize("nodes", ["trials-told:1:20"], indirect=True, ids=["halt"])
+def test_workers_that_die_while_they_close_are_made_anew_and_close(
+    servers: Site, nodes: Nodes, plain: Callable[[int], Left], tmp_path: Path
+) -> None:
+    """The first to close halts before the sweep's own run has ended, which leaves time to kill all of them."""
+    home = home_with_list(tmp_path / "home", SHORT)
+    leave_to_itself(servers, nodes, home, "dies")
+    with command(home, "resume", "dies", *servers.overrides) as watching:
+        folders = Folders(home, servers.uri, servers.studies, "s3://lorasweep/files")
+        study = SweepStudy.load(folders, "dies")
+        deadline = time.monotonic() + 120
+        while study.counts()["complete"] < TRIALS and time.monotonic() < deadline:
+            time.sleep(0.2)
+        time.sleep(2)  # they come to the end of it
+        print("killed at", left_on(servers, home, "dies").runs[OWN])  # shown where the test fails
+        for worker in posts.roll(folders, "dies"):
+            if worker.pid and "worker" in worker.about:
+                with suppress(ProcessLookupError):
+                    os.kill(worker.pid, signal.SIGKILL)
+        code = watching.wait(300)
+    assert code == 0, watching.output[-3000:]
+    left = left_on(servers, home, "dies")
+    check_agreement(left, TRIALS)
+    check_same(left, plain(SHORT))
 
 
 # -- chaos ------------------------------------------------------------------------------------------------------------

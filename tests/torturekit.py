@@ -108,6 +108,7 @@ class Nursery:
         self.folder = folder
         self.pids: dict[int, int] = {}  # a command's number -> its process
         self.ended: dict[int, int] = {}  # a command's number -> its exit code
+        self._rest = b""  # of a line that is half read
         self.process = subprocess.Popen(
             [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1,
             env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"},
@@ -138,14 +139,16 @@ class Nursery:
 
     def listen(self, seconds: float) -> None:
         assert self.process.stdout is not None
-        while select.select([self.process.stdout], [], [], seconds)[0]:
-            line = self.process.stdout.readline()
-            assert line, "the nursery died"
-            news = json.loads(line)
-            if "code" in news:
-                self.ended[news["number"]] = news["code"]
-            else:
-                self.pids[news["number"]] = news["pid"]
+        channel = self.process.stdout.fileno()  # not its buffer, in which a second line would be hidden from select
+        while select.select([channel], [], [], seconds)[0]:
+            read = os.read(channel, 65536)
+            assert read, "the nursery died"
+            *lines, self._rest = (self._rest + read).split(b"\n")
+            for news in map(json.loads, lines):
+                if "code" in news:
+                    self.ended[news["number"]] = news["code"]
+                else:
+                    self.pids[news["number"]] = news["pid"]
             seconds = 0
 
     def __enter__(self) -> Nursery:

@@ -1,8 +1,10 @@
 """How a sweep ends: its summary, its own run and its report, once, by its last process or by the next start.
 
 A kill may come between the last trial's end and the sweep's: the next start finds nothing left to train, and closes.
-The study notes how many trials had ended when it was closed, so that nothing is done twice, also not by two processes
-that end at the same moment. Neighbours: `sweeping` (calls), `tracking`, `reporting`, `publishing`.
+The study notes how many trials had ended when it was closed, so that nothing is done twice. Several processes may end
+at the same moment, or one may begin while another ends: opening and closing hold the sweep's lock, and the note goes
+before the sweep's own run is opened again. So where the study says closed, that run has ended.
+Neighbours: `sweeping` and `launchers` (call), `tracking`, `reporting`, `publishing`.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import Any
 
-from lorasweep import failpoints, publishing, reporting
+from lorasweep import failpoints, posts, publishing, reporting
 from lorasweep.checkpoint import forget_checkpoints
 from lorasweep.config import compose
 from lorasweep.errors import LorasweepError
@@ -20,19 +22,17 @@ from lorasweep.search.study import SweepStudy
 from lorasweep.tracking.tracker import Tracker
 
 
+def begin(study: SweepStudy, tracker: Tracker) -> None:
+    """Open the sweep's own run, for a process that is going to train; whoever ends last closes it."""
+    with posts.asking(study.folders, study.name):
+        _open(study, tracker)
+
+
 def close(study: SweepStudy, tracker: Tracker, post: Post) -> None:
-    """Store summary and report where no process has done so since the last trial ended. `tracker` is open."""
+    """Store summary and report where no process has done so since the sweep was opened. `tracker` is open."""
     with post.asking():
-        if study.closed:
-            return
-        failpoints.reach("trials-told")
-        tracker.close_sweep(summary(study))
-        failpoints.reach("sweep-ended")
-        reporting.attach(study, study.folders)
-        publishing.publish(study, study.folders)
-        study.note_closed()
-        if study.folders.files is not None:
-            forget_checkpoints(study.folders, study.name)
+        if not study.closed:
+            _close(study, tracker)
 
 
 def close_what_is_open(study: SweepStudy, post: Post) -> None:
@@ -44,17 +44,34 @@ def close_what_is_open(study: SweepStudy, post: Post) -> None:
     from lorasweep.tracking import readers as tracking_readers
 
     tracking_readers.settle(study.folders, study.name)
-    if study.closed:
-        return
     tracker = Tracker(study.folders, study.name)
     try:
-        tracker.open_sweep(study.config, compose.to_yaml(study.config), list(study.config.sweep.space))
-        close(study, tracker, post)
+        with post.asking():  # from the look on: another process that closes now must not find its run opened again
+            if study.closed:
+                return
+            _open(study, tracker)
+            _close(study, tracker)
     except Exception:
         with suppress(LorasweepError, OSError):  # what happened first is what is told
             tracker.close()
         raise
     tracker.close()
+
+
+def _open(study: SweepStudy, tracker: Tracker) -> None:
+    study.note_open()  # first: after a kill in between the next start closes it
+    tracker.open_sweep(study.config, compose.to_yaml(study.config), list(study.config.sweep.space))
+
+
+def _close(study: SweepStudy, tracker: Tracker) -> None:
+    failpoints.reach("trials-told")
+    tracker.close_sweep(summary(study))
+    failpoints.reach("sweep-ended")
+    reporting.attach(study, study.folders)
+    publishing.publish(study, study.folders)
+    study.note_closed()
+    if study.folders.files is not None:
+        forget_checkpoints(study.folders, study.name)
 
 
 def summary(study: SweepStudy) -> dict[str, Any]:

@@ -20,7 +20,6 @@ from lorasweep.config.schema import GROUPS, TRIAL_GROUPS, Config
 from lorasweep.depot import check_files
 from lorasweep.errors import LorasweepError, UsageError
 from lorasweep.launchers import launch
-from lorasweep.launchers.oversight import Crew
 from lorasweep.posts import Post
 from lorasweep.prechecks import (
     check_adapters,
@@ -153,14 +152,16 @@ def _run(name: str, config: Config, overrides: list[str], home: Home, quiet: boo
     with ExitStack() as stack:
         door = stack.enter_context(ExitStack())  # held by this process until workers of their own stand there
         place = None if closed else stack.enter_context(launch.place_of(config, folders, home, detach))
-        if (crew := launch.there(place, config.sweep.name) if exists else None) is not None:
-            return _watch(SweepStudy.load(folders, config.sweep.name), crew, config, quiet, started)
+        watched = _watch(folders, place, config, quiet) if exists else None
+        if watched is not None and launch.is_over(watched):
+            return _outcome(watched, watched.slots or 1, time.monotonic() - started)
         if exists:
-            post = door.enter_context(posts.enter(folders, config.sweep.name, join))
+            beside = join or watched is not None  # a post of those that were lost may still count as held
+            post = door.enter_context(posts.enter(folders, config.sweep.name, beside))
             study = SweepStudy.open(folders, config, space, identity, overrides, sweep_file=name)
             if given_slots(config) is None and study.slots is not None:
                 workbench.set_slots(study.slots)
-            if not study.interrupted() and study.budget_spent() and not finalists.left(study):
+            if launch.is_over(study):
                 post.checkpoints.clear()  # a kill may have come before its worker could
                 closing.close_what_is_open(study, post)
                 return _outcome(study, workbench.slots, 0.0, nothing_to_do=True)
@@ -185,7 +186,8 @@ def _run(name: str, config: Config, overrides: list[str], home: Home, quiet: boo
         else:
             workbench.release()
             launch.launch(study, workbench.folders, place, slots, progress, door, detach)
-    return _outcome(study, workbench.slots, time.monotonic() - started, detached=detach)
+    detached = detach and not study.closed  # a short sweep may have ended by now
+    return _outcome(study, workbench.slots, time.monotonic() - started, detached=detached)
 
 
 def _check_by_loading(
@@ -209,12 +211,22 @@ def _check_by_loading(
     return workbench.slots
 
 
-def _watch(study: SweepStudy, crew: Crew, config: Config, quiet: bool, started: float) -> Outcome:
-    """Watch the workers that an earlier command left."""
-    with _view(config, quiet) as (progress, tally):
-        _count_done(study, tally, progress)
-        launch.watch(study, crew, progress)
-    return _outcome(study, study.slots or 1, time.monotonic() - started)
+def _watch(
+    folders: Folders, place: launch.OnThisMachine | launch.OnRay | None, config: Config, quiet: bool
+) -> SweepStudy | None:
+    """Watch the workers that an earlier command left to their end; the sweep as they leave it, with its budget as it is
+    now. None where there are none."""
+    study = None
+    while (crew := launch.there(place, config.sweep.name)) is not None:  # again where the cluster still names lost ones
+        study = SweepStudy.load(folders, config.sweep.name)
+        with _view(config, quiet) as (progress, tally):
+            _count_done(study, tally, progress)
+            launch.watch(study, crew, progress)
+            study.config = config
+            if launch.is_over(study):
+                break
+            progress.note("its workers are gone and have left trials to train; these go on with new workers")
+    return study
 
 
 def _note_seeds(study: SweepStudy, progress: Progress) -> None:
@@ -316,7 +328,7 @@ def _launch(
 
     tracker = Tracker(workbench.folders, study.name)
     try:
-        tracker.open_sweep(config, compose.to_yaml(config), list(config.sweep.space))
+        closing.begin(study, tracker)
         worker = Worker(study, tracker, workbench, composer, progress, post, only)
         here.launch(worker, config.launcher)
         if only is None and study.counts()["running"]:

@@ -6,6 +6,8 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -129,5 +131,35 @@ def test_a_sweep_goes_on_without_its_command_and_resume_watches_it(
         assert "Sweep mini trains on without this command" in said
         output = nursery.run(home, "resume", "mini", *place)
         assert "Ray worker" not in output  # it found those that there are
+        rows = rows_of(nursery, home, *place)
+    assert {row["state"] for row in rows.values()} == {"complete"} and len(rows) == TRIALS
+
+
+LOSE = """
+import sys, ray
+from lorasweep.launchers.cluster import NAMESPACE
+ray.init(sys.argv[1], namespace=NAMESPACE, log_to_driver=False)
+for named in ray.util.list_named_actors():
+    ray.kill(ray.get_actor(named), no_restart=True)
+"""
+
+
+@pytest.mark.torture  # its short twin: test_launch.py
+def test_workers_that_are_gone_for_good_are_followed_by_new_ones(
+    nursery: Nursery, hive: Hive, database: Postgres, tmp_path: Path
+) -> None:
+    home = home_with(tmp_path / "home", SWEEP.replace("range(5, 17, 4)", "range(300, 309, 4)"))
+    if not hive.nodes:
+        hive.grow()
+    with Server(tmp_path / "server") as server:
+        place = [f"tracking.uri={server.url}", f"tracking.studies={database.make_database('lost')}"]
+        nursery.run(home, "sweep", "mini", *hive.words, *place, "train.eval_every_steps=100", "--detach")
+        command = nursery.start(home, "resume", "mini", *place)
+        while "continuing mini" not in command.output:
+            assert command.poll() is None, command.output
+            time.sleep(0.1)
+        subprocess.run([sys.executable, "-c", LOSE, hive.cluster.address], check=True, timeout=120)
+        assert command.wait(300) == 0, command.output
+        assert "its workers are gone and have left trials to train" in " ".join(command.output.split())
         rows = rows_of(nursery, home, *place)
     assert {row["state"] for row in rows.values()} == {"complete"} and len(rows) == TRIALS

@@ -11,6 +11,7 @@ import os
 import socket
 import tempfile
 import threading
+import time
 import traceback
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from lorasweep.launchers.news import Teller, Trouble
 from lorasweep.launchers.orders import Orders
 
 TELL_SECONDS = 15.0  # that one which nobody waits for stays to say how it ended
+ANSWER_SECONDS = 1.0  # that the answer which says so may take to leave this process, which ends without a flush
 DEATHS_BORNE = 3  # unexpected errors in a row, with no trial ended in between
 SCRATCH = "LORASWEEP_SCRATCH"  # a node's folder for spool and cache
 
@@ -91,7 +93,8 @@ class Actor:
                 self._teller.note(f"worker {self.orders.index} failed ({type(error).__name__}: {error}); it goes on")
         self.state = "done" if self.trouble is None else "failed"
         if self.orders.closes:
-            self._told.wait(TELL_SECONDS)
+            if self._told.wait(TELL_SECONDS):
+                time.sleep(ANSWER_SECONDS)
             self.leave()
 
 

@@ -15,8 +15,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lorasweep import closing, posts
-from lorasweep.config import compose
+from lorasweep import closing, finalists, posts
 from lorasweep.config.home import Folders, Home
 from lorasweep.errors import LorasweepError, UsageError
 from lorasweep.launchers import cluster, local, oversight
@@ -172,10 +171,9 @@ def launch(
     """
     from lorasweep.tracking.tracker import Tracker
 
-    config = study.config
     tracker = Tracker(folders, study.name)
     try:
-        tracker.open_sweep(config, compose.to_yaml(config), list(config.sweep.space))
+        closing.begin(study, tracker)
         orders = Orders(study.name, 0, str(folders.tracking), folders.server, folders.studies, folders.files, slots)
         most = max(1, _trials_to_train(study))
         door.close()
@@ -191,15 +189,22 @@ def launch(
 
 
 def watch(study: SweepStudy, crew: Crew, progress: Progress) -> None:
-    """Watch the crew of an earlier command to the sweep's end; raises as `launch`."""
+    """Watch the crew of an earlier command to its end, and close the sweep where it could not; raises as `launch`.
+
+    A crew may be lost with its nodes and leave trials to train: then the sweep stays open (`is_over`)."""
     oversight.oversee(crew, study, progress)
 
     def close() -> None:
         with posts.enter(study.folders, study.name, join=True) as post:
-            if not study.counts()["running"]:
+            if is_over(study):
                 closing.close_what_is_open(study, post)
 
     patiently(close, study.folders, progress, threading.Event())
+
+
+def is_over(study: SweepStudy) -> bool:
+    """Whether no trial and no finalist is left to train."""
+    return not study.interrupted() and study.budget_spent() and not finalists.left(study)
 
 
 def _close(study: SweepStudy, tracker: Tracker, progress: Progress) -> None:

@@ -32,6 +32,7 @@ MOST_FOR_IMPORTANCES = 1000
 
 # Attributes of the study and of its trials; each holds one JSON text, so that it is written whole or not at all.
 ABOUT, SECONDS, SLOTS, CLOSED = "lorasweep", "lorasweep.seconds", "lorasweep.slots", "lorasweep.closed"
+OPEN = -1  # in CLOSED, which else says how many trials had ended
 PARAMS, RUN_ID, RECORD, POST = "params", "run_id", "record", "post"
 
 
@@ -196,13 +197,18 @@ class StudyReader:
 
     @property
     def closed(self) -> bool:
-        """Whether summary and report are stored and no trial or finalist has ended since."""
+        """Whether summary and report are stored, and since then nobody has opened the sweep again and no trial or
+        finalist has ended."""
         noted = self._stored.attributes().get(CLOSED)
         return noted is not None and int(noted) == self._ended_count()
 
     def note_closed(self) -> None:
         """Summary and report are stored, with every trial that has ended by now."""
         self._stored.set_attribute(CLOSED, self._ended_count())
+
+    def note_open(self) -> None:
+        """A process works on it again, or closes it: summary and report are to be stored anew."""
+        self._stored.set_attribute(CLOSED, OPEN)
 
     def _ended_count(self) -> int:
         return self._stored.ended_in(self.name, finals_name(self.name))
