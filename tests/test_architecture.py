@@ -46,7 +46,7 @@ LAYERS = [
     ("data",),
     ("config",),
     ("progress", "failpoints", "environment"),
-    ("records", "errors", "stats", "checksums", "spread"),
+    ("records", "errors", "stats", "checksums", "spread", "locked"),
 ]
 RANK = {room: depth for depth, rooms in enumerate(LAYERS) for room in rooms}
 

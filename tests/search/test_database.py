@@ -1,14 +1,17 @@
-"""What is said of a PostgreSQL that cannot keep studies, before anything is stored in it."""
+"""What is said of a PostgreSQL that cannot keep studies, before anything is stored; how a sqlite file comes about."""
 
 from __future__ import annotations
 
 import builtins
 import json
 import secrets
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+from optuna.storages import RDBStorage
+from optuna.study import StudyDirection
 
 from clusterkit import SECRET, Postgres
 from lorasweep import cli
@@ -126,3 +129,28 @@ def test_the_command_says_so_and_stores_nothing(
     assert words in said.err and "hush-hush" not in said.err + said.out and "Traceback" not in said.err
     assert words in json.loads(said.out)["error"]["message"]
     assert not list(tmp_path.iterdir())
+
+
+def test_a_file_appears_with_all_its_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command that only reads may come at any moment, and Optuna adds what it misses then, too."""
+    folders, seen, opened = Folders(tmp_path), [], RDBStorage.__init__
+
+    def watched(self: RDBStorage, *words: Any, **named: Any) -> None:
+        opened(self, *words, **named)
+        seen.append(exists(folders))
+
+    monkeypatch.setattr(RDBStorage, "__init__", watched)
+    open_storage(folders, create=True)
+    assert seen == [False, True]
+    assert not list(folders.own.glob("*.part*"))
+
+
+def test_first_starts_at_the_same_moment_share_one_file(tmp_path: Path) -> None:
+    folders = Folders(tmp_path)
+
+    def start(name: str) -> None:
+        open_storage(folders, create=True).create_new_study([StudyDirection.MAXIMIZE], name)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(start, "abcd"))
+    assert {study.study_name for study in open_storage(folders).get_all_studies()} == set("abcd")

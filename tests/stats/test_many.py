@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy.stats import ttest_ind
 
@@ -34,6 +34,7 @@ def test_holm_steps_down(p_values: list[float]) -> None:
 
 
 @given(P_VALUES, st.integers(0, 5))
+@example([0.01], 2)  # four trials have six pairs: 0.06, where four comparisons would make it 0.04
 def test_pairs_with_the_first_step_down_over_all_pairs(p_values: list[float], not_passed: int) -> None:
     trials = len(p_values) + 1 + not_passed
     adjusted = against_first(p_values, trials)

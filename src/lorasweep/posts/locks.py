@@ -14,11 +14,12 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from lorasweep.checkpoint import Checkpoints, checkpoints_of
 from lorasweep.config.home import Folders
 from lorasweep.errors import StorageError
+from lorasweep.locked import locked
 
 if TYPE_CHECKING:
     from lorasweep.posts import Worker
@@ -61,7 +62,7 @@ class LockedPost:
         found = {}
         for path in _lock_files(self.folder):
             if path.stem != self.name:
-                with _locked(path, wait=False) as handle:
+                with locked(path, wait=False) as handle:
                     if handle is not None:
                         found[path.stem] = self.at(path.stem)
         return found
@@ -95,12 +96,12 @@ def enter(folders: Folders, sweep: str, join: bool, about: Mapping[str, Any] | N
     places = folder / "posts"
     places.mkdir(parents=True, exist_ok=True)
     with ExitStack() as held:
-        with _locked(places / "door", wait=True):  # one process looks around at a time
+        with locked(places / "door", wait=True):  # one process looks around at a time
             busy = holders(folder)
             if busy and not join:
                 raise refusal(sweep, busy)
             number = 0
-            while (handle := held.enter_context(_locked(places / f"{number}.lock", wait=False))) is None:
+            while (handle := held.enter_context(locked(places / f"{number}.lock", wait=False))) is None:
                 number += 1
             handle.truncate(0)
             said = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.time(), "about": dict(about or {})}
@@ -120,7 +121,7 @@ def refusal(sweep: str, busy: list[str]) -> StorageError:
 @contextmanager
 def asking(folders: Folders, sweep: str) -> Iterator[None]:
     """See `posts.asking`."""
-    with _locked(folders.sweep(sweep) / "asking.lock", wait=True):
+    with locked(folders.sweep(sweep) / "asking.lock", wait=True):
         yield
 
 
@@ -146,7 +147,7 @@ def _lock_files(folder: Path) -> list[Path]:
 
 
 def _is_held(path: Path) -> bool:
-    with _locked(path, wait=False) as handle:
+    with locked(path, wait=False) as handle:
         return handle is None
 
 
@@ -161,18 +162,3 @@ def _said(path: Path) -> dict[str, Any]:
     except ValueError:
         return {}
     return said if isinstance(said, dict) else {"pid": said}  # a process of an older version wrote its id alone
-
-
-@contextmanager
-def _locked(path: Path, wait: bool) -> Iterator[IO[str] | None]:
-    """Hold a lock file; None where another process does and `wait` is not set."""
-    with path.open("a+") as handle:
-        if os.name == "posix":
-            import fcntl
-
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            except BlockingIOError:
-                yield None
-                return
-        yield handle

@@ -18,6 +18,7 @@ from lorasweep import database
 from lorasweep.config.home import Folders
 from lorasweep.database import StudiesAway, place_of
 from lorasweep.errors import StorageError
+from lorasweep.locked import locked
 
 if TYPE_CHECKING:
     from optuna.storages import RDBStorage
@@ -41,9 +42,8 @@ def open_storage(folders: Folders, create: bool = False) -> RDBStorage:
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     if folders.studies is not None:
         return _open_postgres(folders, folders.studies, create)
-    fresh = not exists(folders)
-    if create:
-        folders.own.mkdir(parents=True, exist_ok=True)
+    if create and not exists(folders):
+        _make_file(folders)
 
     def connect() -> sqlite3.Connection:
         # autocommit is the driver's business and stays as SQLAlchemy expects it; connections move between threads
@@ -52,11 +52,21 @@ def open_storage(folders: Folders, create: bool = False) -> RDBStorage:
         connection.execute("PRAGMA synchronous=NORMAL")
         return connection
 
-    return QuickStorage(
-        f"sqlite:///{folders.study_db}",
-        engine_kwargs={"creator": connect},
-        skip_table_creation=not (fresh and create),
-    )
+    return QuickStorage(f"sqlite:///{folders.study_db}", engine_kwargs={"creator": connect}, skip_table_creation=True)
+
+
+def _make_file(folders: Folders) -> None:
+    """The sqlite file with all its tables, at once: Optuna adds what it misses also where it only reads, and a reader
+    that came while the tables are made would make them too."""
+    from optuna.storages import RDBStorage
+
+    folders.own.mkdir(parents=True, exist_ok=True)
+    with locked(folders.own / "schema.lock"):
+        if not exists(folders):
+            part = folders.study_db.with_suffix(".part")  # of a process that was killed, or none
+            part.unlink(missing_ok=True)
+            RDBStorage(f"sqlite:///{part}").engine.dispose()
+            part.replace(folders.study_db)
 
 
 def _open_postgres(folders: Folders, studies: str, create: bool) -> RDBStorage:

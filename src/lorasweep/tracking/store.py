@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorasweep.errors import StorageError
+from lorasweep.locked import locked
 from lorasweep.tracking import server as tracking_server
 from lorasweep.tracking.server import in_short
 
@@ -143,26 +144,13 @@ def _store(folders: Folders) -> Any:
 def _make_store(uri: str, artifacts: str, lock: Path) -> Any:
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
-    with one_process_at_a_time(lock):
+    with locked(lock):
         store = SqlAlchemyStore(uri, artifacts)
         # Kept in the file, so that every later connection has it: the page reads while workers write, and a commit
         # waits for the disk once instead of three times. A file system that cannot do it keeps SQLite's default.
         with store.engine.connect() as connection:
             connection.exec_driver_sql("PRAGMA journal_mode=WAL")
         return store
-
-
-@contextmanager
-def one_process_at_a_time(lock: Path) -> Iterator[None]:
-    """Hold a lock file: two first starts would run the same migrations into each other, two promotions both win."""
-    if os.name != "posix":
-        yield
-        return
-    import fcntl
-
-    with lock.open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
 
 
 def open_experiment(folders: Folders, client: MlflowClient, name: str) -> str:
