@@ -9,6 +9,7 @@ import pytest
 from lorasweep import cli
 from lorasweep.config.home import Folders
 from lorasweep.posts import enter
+from lorasweep.search.study import SweepStudy
 from test_bad_input import home, nothing_stored, refused, write_sweep
 
 __all__ = ["home"]
@@ -115,8 +116,10 @@ def test_a_failpoint_that_is_none_is_told_before_anything_else(home: Path, monke
 
 
 @pytest.mark.slow
-def test_a_sweep_that_another_process_holds(home: Path, capsys: pytest.CaptureFixture) -> None:
-    """And what a changed sweep, a fork under a taken name and an unknown trial are told, in one stored sweep."""
+def test_a_sweep_that_another_process_holds(
+    home: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what a changed sweep or base, a taken name and an unknown trial are told, in one stored sweep."""
     import os
 
     write_sweep(home)
@@ -129,6 +132,13 @@ def test_a_sweep_that_another_process_holds(home: Path, capsys: pytest.CaptureFi
     said = refused(capsys, "sweep", "mine", "train.max_steps=3")
     assert "was started as another sweep (was -> now)" in said and "train.max_steps: 2 -> 3" in said
     assert "--fork NEWNAME" in said and "`lorasweep resume mine`" in said
+    said = refused(capsys, "resume", "mine", "sweep.name=other")
+    assert "name another sweep, 'other', and resume goes on with 'mine'" in said
+    with monkeypatch.context() as patch:
+        patch.setattr("lorasweep.models.unchanged.base_here", lambda model: "another")
+        said = refused(capsys, "resume", "mine", "sweep.trials=3")
+    assert "base_fingerprints.builtin:tiny_encoder: " in said and " -> 'another'" in said
+    assert SweepStudy.names(Folders(home)) == ["mine"]
     assert "there is a sweep 'mine' already" in refused(capsys, "sweep", "mine", "--fork", "mine")
     assert "has no trial 9; there are 0 to 1" in refused(capsys, "stop", "mine", "9")
     assert "trial 0 of sweep 'mine' has ended already: it is complete" in refused(capsys, "stop", "mine", "0")

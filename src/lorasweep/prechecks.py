@@ -7,12 +7,14 @@ Also what makes a sweep itself (`identify`), since the same workbench knows it. 
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 from lorasweep.config import compose
 from lorasweep.config.schema import TRANSFORMER, TRIAL_GROUPS, Config
 from lorasweep.errors import ConfigError
+from lorasweep.search.identity import BASES
 from lorasweep.search.objectives import Goals
 from lorasweep.search.pruners import GEOMETRIC, rungs_of
 from lorasweep.search.space import Space
@@ -96,8 +98,13 @@ def check_rungs(trials: list[Config], workbench: Workbench) -> None:
         )
 
 
-def identify(config: Config, space: Space, workbench: Workbench) -> dict[str, Any]:
-    """What makes this sweep itself: continuing with anything else is refused. Budget and launcher may change."""
+def identify(config: Config, space: Space, workbench: Workbench, trials: Sequence[Config] = ()) -> dict[str, Any]:
+    """What makes this sweep itself: continuing with anything else is refused. Budget and launcher may change. `trials`
+    have every base that is swept; of those whose files are here it holds fingerprints."""
+    from lorasweep.models.unchanged import base_here
+
+    models = {one.model.path: one.model for one in (config, *trials) if one.model.kind == TRANSFORMER}
+    bases = {path: found for path, model in models.items() if (found := base_here(model)) is not None}
     fixed = {group: asdict(getattr(config, group)) for group in TRIAL_GROUPS}
     for key in ("checkpoint_every_seconds", "checkpoints_kept"):
         del fixed["train"][key]  # changes no number
@@ -110,6 +117,7 @@ def identify(config: Config, space: Space, workbench: Workbench) -> dict[str, An
         **Goals(config).to_json(),
         **({"warm_start": config.sweep.warm_start} if config.sweep.warm_start else {}),
         "data_fingerprint": workbench.data(config).fingerprint,
+        **({BASES: bases} if bases else {}),
         **fixed,
     }
 

@@ -98,14 +98,16 @@ def start(
     home.find_sweep(name)
     config = compose.compose(overrides, sweep=name, home=home)
     if fork is not None:
-        overrides = forking.overrides_of(fork, config, overrides, _identity_of(config, home), home)
+        overrides = forking.overrides_of(fork, config, overrides, _identity_of(name, config, overrides, home), home)
         config = compose.compose(overrides, sweep=name, home=home)
     return _run(name, config, overrides, home, quiet, join, detach)
 
 
-def _identity_of(config: Config, home: Home) -> dict[str, Any]:
+def _identity_of(name: str, config: Config, overrides: list[str], home: Home) -> dict[str, Any]:
     workbench = Workbench(home.folders(config.tracking), config.sweep.objective, 1)
-    return identify(config, parse_space(config.sweep.space, config), workbench)
+    space = parse_space(config.sweep.space, config)
+    trials = [compose.compose_trial(overrides, name, point, home) for point in probe_points(space, config)]
+    return identify(config, space, workbench, trials)
 
 
 def resume(name: str, overrides: list[str], quiet: bool = False, join: bool = False, detach: bool = False) -> Outcome:
@@ -132,6 +134,11 @@ def resume(name: str, overrides: list[str], quiet: bool = False, join: bool = Fa
     kept = [word for word in study.overrides if not compose.parse_overrides([word]).keys() & given.keys()]
     merged = [*kept, *overrides]
     config = compose.compose(merged, sweep=study.sweep_file, home=home)
+    if config.sweep.name != study.name:
+        raise UsageError(
+            f"these overrides name another sweep, {config.sweep.name!r}, and resume goes on with {study.name!r}; leave "
+            f"that out, or start the other one with `lorasweep sweep {study.sweep_file}`"
+        )
     return _run(study.sweep_file, config, merged, home, quiet, join, detach)
 
 
@@ -139,7 +146,8 @@ def _run(name: str, config: Config, overrides: list[str], home: Home, quiet: boo
     started = time.monotonic()
     folders = home.folders(config.tracking)
     exists = config.sweep.name in SweepStudy.names(folders)
-    closed = exists and SweepStudy.load(folders, config.sweep.name).closed
+    before = SweepStudy.load(folders, config.sweep.name) if exists else None
+    closed = before is not None and before.closed
     if not closed:
         check_server(folders)
     space = parse_space(config.sweep.space, config)
@@ -149,7 +157,7 @@ def _run(name: str, config: Config, overrides: list[str], home: Home, quiet: boo
     workbench = Workbench(folders, config.sweep.objective, given_slots(config) or 1)
     if config.pruner.kind != "none":
         check_rungs(trials, workbench)
-    identity = identify(config, space, workbench)
+    identity = identify(config, space, workbench, trials)
     with ExitStack() as stack:
         door = stack.enter_context(ExitStack())  # held by this process until workers of their own stand there
         place = None if closed else stack.enter_context(launch.place_of(config, folders, home, detach))
@@ -176,7 +184,7 @@ def _run(name: str, config: Config, overrides: list[str], home: Home, quiet: boo
             post = door.enter_context(posts.enter(folders, config.sweep.name, join))
             study = SweepStudy.open(folders, config, space, identity, overrides, sweep_file=name)
         else:
-            _count_done(study, tally, progress)
+            _count_done(study, tally, progress, before)
         if slots is not None:
             study.keep_slots(slots)
         _note_seeds(study, progress)
@@ -222,12 +230,14 @@ def _note_seeds(study: SweepStudy, progress: Progress) -> None:
         progress.note(f"the sampler starts from {count} trials of sweep {earlier}")
 
 
-def _count_done(study: SweepStudy, tally: live.Tally, progress: Progress) -> None:
+def _count_done(study: SweepStudy, tally: live.Tally, progress: Progress, before: SweepStudy | None = None) -> None:
     done = [record for record in study.records() if record.state != "running"]
     for record in done:
         tally.end(record)
     tally.ended_before = tally.ended
     progress.note(f"continuing {study.name}: {len(done)} of {tally.total} trials are done")
+    if before is not None and before.code != study.code:
+        progress.note(f"with other code than before ({before.code or 'not noted'} -> {study.code})")
 
 
 def train(overrides: list[str], quiet: bool = False) -> Outcome:

@@ -9,7 +9,7 @@ import pytest
 
 from lorasweep.config.schema import Config
 from lorasweep.errors import UsageError
-from lorasweep.search.identity import SINGLE, check_same, differences
+from lorasweep.search.identity import BASES, SINGLE, check_same, differences
 
 WAS: dict[str, Any] = {
     "space": {"optimizer.lr": {"low": 0.1, "high": 1.0}},
@@ -53,6 +53,14 @@ def test_a_setting_that_a_newer_version_added_is_no_difference_at_its_default() 
     changed = {**WAS, "train": {**WAS["train"], "base_dropout": 0.1}}
     assert [key for key, _, _ in differences(older, changed)] == ["train.base_dropout"]
     assert differences(WAS, older)  # but one that is gone is
+
+
+def test_a_base_counts_where_it_was_looked_at_both_times() -> None:
+    was, now = ({**WAS, BASES: {"./mine.v2": fingerprint}} for fingerprint in ("abc", "def"))
+    with pytest.raises(UsageError, match=r"base_fingerprints\.\./mine\.v2: 'abc' -> 'def'"):
+        check_same("s", was, now)
+    check_same("s", WAS, now)
+    check_same("s", was, WAS)
 
 
 def test_single_trials_of_another_objective_go_into_a_collection_of_their_own() -> None:

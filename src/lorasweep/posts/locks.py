@@ -120,6 +120,7 @@ def refusal(sweep: str, busy: list[str]) -> StorageError:
 @contextmanager
 def asking(folders: Folders, sweep: str) -> Iterator[None]:
     """See `posts.asking`."""
+    folders.sweep(sweep).mkdir(parents=True, exist_ok=True)  # a study may be there without its files
     with _locked(folders.sweep(sweep) / "asking.lock", wait=True):
         yield
 

@@ -91,7 +91,6 @@ class Worker:
 
         Raises:
             Interrupted: `stop` was set; running trials are saved, and stay open in the study and in their runs.
-            ObjectiveError: the objective's metric is never logged.
             DiskFull: nothing more can be written; the sweep can be resumed once there is room.
             TooManyFailures: `sweep.max_failures` in a row of one cause.
         """
