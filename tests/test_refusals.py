@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -92,6 +93,14 @@ def test_a_grid_of_an_interval(home: Path, capsys: pytest.CaptureFixture) -> Non
     write_sweep(home, "{optimizer.lr: 'interval(1e-4, 1e-2)'}")
     assert "`optimizer.lr`" in refused(capsys, "sweep", "mine", "sampler=grid")
     assert nothing_stored(home)
+
+
+@pytest.mark.slow
+def test_a_plan_counts_the_points_that_there_are(home: Path, capsys: pytest.CaptureFixture) -> None:
+    write_sweep(home, more="  enqueue: [{adapter.r: 2}, {adapter.r: 4}, {adapter.r: 2}]\n")
+    for words, trials in ((("sampler=list",), 3), (("sampler=grid", "sweep.trials=9", "sweep.enqueue=[]"), 2)):
+        assert cli.main(["plan", "mine", *words, "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["trials"] == trials
 
 
 @pytest.mark.parametrize("name", COMMANDS)

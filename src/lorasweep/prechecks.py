@@ -14,6 +14,7 @@ from typing import Any
 from lorasweep.config import compose
 from lorasweep.config.schema import TRANSFORMER, TRIAL_GROUPS, Config
 from lorasweep.errors import ConfigError
+from lorasweep.search.budget import trials_in_all
 from lorasweep.search.identity import BASES
 from lorasweep.search.objectives import Goals
 from lorasweep.search.pruners import GEOMETRIC, rungs_of
@@ -62,6 +63,17 @@ def probe_points(space: Space, config: Config) -> list[dict[str, Any]]:
     """Points that touch every bound of the space; with sampler=list those that will run, which are no others."""
     listed = config.sweep.enqueue if config.sampler.kind == "list" else []
     return listed or space.probe_points()
+
+
+def planned_trials(config: Config, space: Space) -> int:
+    """Trials of a sweep that ends by their number.
+
+    Raises:
+        ConfigError: an enqueued point outside the space, a sampler that cannot draw from it.
+    """
+    from lorasweep.search.samplers import Proposals
+
+    return trials_in_all(config, Proposals(config, space).points)
 
 
 def check_overrides(space: Space, overrides: list[str]) -> None:

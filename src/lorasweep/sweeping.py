@@ -29,6 +29,7 @@ from lorasweep.prechecks import (
     check_trainable,
     given_slots,
     identify,
+    planned_trials,
     probe_points,
     settle_slots,
 )
@@ -174,7 +175,7 @@ def _run(name: str, config: Config, overrides: list[str], home: Home, quiet: boo
                 return _outcome(study, workbench.slots, 0.0, nothing_to_do=True)
         if closed:  # its budget has grown
             place = stack.enter_context(launch.place_of(config, folders, home, detach))
-        progress, tally = stack.enter_context(_view(config, quiet))
+        progress, tally = stack.enter_context(_view(config, quiet, planned_trials(config, space)))
         progress.note(f"loading {config.model.name or config.model.path} and {workbench.data(config).source}")
         point = {**probe_points(space, config)[0], **(config.sweep.enqueue or [{}])[0]}
         first = compose.compose_trial(overrides, name, point, home)
@@ -219,7 +220,7 @@ def _check_by_loading(
 
 def _watch(study: SweepStudy, crew: Crew, config: Config, quiet: bool, started: float) -> Outcome:
     """Watch the workers that an earlier command left."""
-    with _view(config, quiet) as (progress, tally):
+    with _view(config, quiet, study.budget()) as (progress, tally):
         _count_done(study, tally, progress)
         launch.watch(study, crew, progress)
     return _outcome(study, study.slots or 1, time.monotonic() - started)
@@ -276,8 +277,7 @@ def _train(
     """Train these single trials and no other that waits; the outcome is that of the last."""
     started = time.monotonic()
     config = study.config
-    config.sweep.trials = len(asked)
-    with _view(config, quiet) as (progress, _):
+    with _view(config, quiet, len(asked)) as (progress, _):
         for one in asked:
             _launch(study, config, settings, workbench, home, progress, post, one)
     outcome = _outcome(study, workbench.slots, time.monotonic() - started)
@@ -363,10 +363,10 @@ def _outcome(
 
 
 @contextmanager
-def _view(config: Config, quiet: bool) -> Iterator[tuple[Progress, live.Tally]]:
-    """The progress view and its tally for one run, on standard error; nothing is shown where `quiet`."""
+def _view(config: Config, quiet: bool, total: int) -> Iterator[tuple[Progress, live.Tally]]:
+    """The progress view and its tally for one run of `total` trials, clones aside, on standard error; nothing is shown
+    where `quiet`."""
     objective = config.sweep.objective
-    total = len(config.sweep.enqueue) if config.sampler.kind == "list" else config.sweep.trials
     tally = live.Tally(total=total, maximize=objective.direction == "maximize", broken=Goals(config).broken)
     if quiet:
         yield Silent(), tally

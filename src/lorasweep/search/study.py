@@ -341,10 +341,7 @@ class SweepStudy(SteeredStudy):
 
     def budget(self) -> int:
         """Number of trials that the sweep may have in all."""
-        trials, points = self.config.sweep.trials, self.proposals.points if self.proposals else None
-        if points is None:
-            return trials
-        return points if self.config.sampler.kind == "list" else min(trials, points)
+        return budget.trials_in_all(self.config, self.proposals.points if self.proposals else None)
 
     def remaining(self) -> int:
         """Trials that may still be asked for, clones aside."""
