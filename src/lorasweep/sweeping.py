@@ -60,6 +60,7 @@ class Outcome:
     nothing_to_do: bool = False
     detached: bool = False  # workers train on without this command
     stopped: str | None = None  # which budget ended the search; None for single trials
+    grows: bool = False  # a larger sweep.trials would continue it
     reason: str | None = None  # why there is no best one
     where: str = ""  # the overrides by which other commands find it
     uses: list[str] = field(default_factory=list)  # commands that take the best trial further
@@ -357,6 +358,7 @@ def _outcome(
         detached=detached,
         reason=None if detached else board.why_none(),
         stopped=study.stop_reason() if study.space is not None else None,
+        grows=study.grows,
         where="".join(f" {word}" for word in study.overrides if compose.is_tracking(word)),
         uses=finalists.uses(study, board.best),
     )
@@ -388,7 +390,8 @@ def show_outcome(outcome: Outcome) -> None:
     leaderboard.show(outcome.board)
     counts = ", ".join(f"{count} {state}" for state, count in outcome.counts.items() if count)
     if outcome.nothing_to_do:
-        print(f"\nSweep {name} is finished: {counts}. All is done; a larger sweep.trials=N continues it.")
+        more = "; a larger sweep.trials=N continues it" if outcome.grows else ""
+        print(f"\nSweep {name} is finished: {counts}. All is done{more}.")
     else:
         samples = f"{outcome.train_samples:,} training samples"
         slots = f"{outcome.slots} slot{'s' * (outcome.slots != 1)}"

@@ -124,6 +124,23 @@ def test_the_code_it_was_last_started_with_is_written_down(
     assert len(said) == 3 and SweepStudy.load(file_folders, "trial_study").code == "lorasweep 9"
 
 
+@pytest.mark.parametrize(
+    ("words", "grows"),
+    [(("sampler=random",), True), (("sampler=grid",), True), (("sampler=grid", "sweep.trials=9"), False),
+     (("sampler=list",), False)],
+)  # fmt: skip
+def test_a_sweep_grows_where_its_sampler_has_more_points(
+    words: tuple[str, ...], grows: bool, file_folders: Folders
+) -> None:
+    points = [{"adapter.r": 2}, {"adapter.r": 4}]
+    space = {"adapter.r": "choice(2, 4, 8)"}
+    study = start(file_folders, "sweep.trials=2", *words, space=space, enqueue=points)
+    assert not study.grows
+    while (asked := study.ask()) is not None:
+        study.complete(asked.number, 0.5, record(asked, value=0.5))
+    assert study.grows is grows
+
+
 # -- states -----------------------------------------------------------------------------------------------------------
 
 

@@ -351,6 +351,14 @@ class SweepStudy(SteeredStudy):
     def _left(self, counted: int) -> int:
         return max(0, self.budget() - counted) if self.space is not None else 0
 
+    @property
+    def grows(self) -> bool:
+        """Whether a larger `sweep.trials` would let it go on: that number has ended it, and its sampler has more."""
+        points = self.proposals.points if self.proposals else None
+        if self.space is None or self.remaining() or self.config.sampler.kind == "list":
+            return False
+        return points is None or self.config.sweep.trials < points
+
     def budget_spent(self, samples_in_training: int = 0) -> bool:
         """Whether no further trial may start."""
         return self.stop_reason(samples_in_training) is not None
