@@ -15,7 +15,7 @@ from lorasweep.config import compose
 from lorasweep.config.schema import TRANSFORMER, TRIAL_GROUPS, Config
 from lorasweep.errors import ConfigError
 from lorasweep.search.budget import trials_in_all
-from lorasweep.search.identity import BASES
+from lorasweep.search.identity import BASES, SWEPT_DATA
 from lorasweep.search.objectives import Goals
 from lorasweep.search.pruners import GEOMETRIC, rungs_of
 from lorasweep.search.space import Space
@@ -112,10 +112,11 @@ def check_rungs(trials: list[Config], workbench: Workbench) -> None:
 
 def identify(config: Config, space: Space, workbench: Workbench, trials: Sequence[Config] = ()) -> dict[str, Any]:
     """What makes this sweep itself: continuing with anything else is refused. Budget and launcher may change. `trials`
-    have every base that is swept; of those whose files are here it holds fingerprints."""
+    have every base and all data that are swept; of bases whose files are here it holds fingerprints."""
     from lorasweep.models.unchanged import base_here
 
     models = {one.model.path: one.model for one in (config, *trials) if one.model.kind == TRANSFORMER}
+    others = [trial for trial in trials if trial.data != config.data]
     bases = {path: found for path, model in models.items() if (found := base_here(model)) is not None}
     fixed = {group: asdict(getattr(config, group)) for group in TRIAL_GROUPS}
     for key in ("checkpoint_every_seconds", "checkpoints_kept"):
@@ -130,6 +131,7 @@ def identify(config: Config, space: Space, workbench: Workbench, trials: Sequenc
         **({"warm_start": config.sweep.warm_start} if config.sweep.warm_start else {}),
         "data_fingerprint": workbench.data(config).fingerprint,
         **({BASES: bases} if bases else {}),
+        **({SWEPT_DATA: sorted({workbench.data(trial).fingerprint for trial in others})} if others else {}),
         **fixed,
     }
 

@@ -14,6 +14,7 @@ from lorasweep.errors import UsageError
 
 SINGLE = "single trials"  # the kind of what `lorasweep train` collects
 BASES = "base_fingerprints"  # base -> fingerprint of its files, of those that were there to look at
+SWEPT_DATA = "swept_data_fingerprints"  # of the rows that trials have instead of the sweep's own
 SHOWN = 12  # differences in a message
 
 
@@ -55,7 +56,7 @@ def differences(was: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, Any
         old, new = before.get(key, _ABSENT), after.get(key, _ABSENT)
         if old is _ABSENT and key in keys() and new == _flat(asdict(Config())).get(key, _ABSENT):
             continue
-        if key.startswith(BASES) and _ABSENT in (old, new):
+        if key.startswith((BASES, SWEPT_DATA)) and _ABSENT in (old, new):
             continue
         if old != new:
             changed.append((key, old, new))
