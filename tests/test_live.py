@@ -39,6 +39,13 @@ def test_tally_keeps_the_best_complete_trial(maximize, best):
     assert tally.seconds_left() is not None
 
 
+def test_clones_beside_the_budget_are_never_more_than_there_are():
+    tally = Tally(total=1, maximize=True)
+    for number in range(3):
+        tally.end(record(number, 0.5))
+    assert (tally.ended, tally.total) == (3, 3)
+
+
 def test_time_left_counts_only_trials_of_this_start():
     tally = Tally(total=10, maximize=True, ended=9, ended_before=9)
     assert tally.seconds_left() is None

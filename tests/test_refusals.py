@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from lorasweep import cli
 from lorasweep.config.home import Folders
 from lorasweep.posts import enter
+from lorasweep.search.study import SweepStudy
 from test_bad_input import home, nothing_stored, refused, write_sweep
 
 pytestmark = pytest.mark.slow  # every refusal composes a config or two
@@ -95,6 +97,14 @@ def test_a_grid_of_an_interval(home: Path, capsys: pytest.CaptureFixture) -> Non
     assert nothing_stored(home)
 
 
+@pytest.mark.slow
+def test_a_plan_counts_the_points_that_there_are(home: Path, capsys: pytest.CaptureFixture) -> None:
+    write_sweep(home, more="  enqueue: [{adapter.r: 2}, {adapter.r: 4}, {adapter.r: 2}]\n")
+    for words, trials in ((("sampler=list",), 3), (("sampler=grid", "sweep.trials=9", "sweep.enqueue=[]"), 2)):
+        assert cli.main(["plan", "mine", *words, "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["trials"] == trials
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_commands_on_what_never_ran(name: str, home: Path, capsys: pytest.CaptureFixture) -> None:
     write_sweep(home)
@@ -116,8 +126,10 @@ def test_a_failpoint_that_is_none_is_told_before_anything_else(home: Path, monke
     assert UsageError.exit_code == 2
 
 
-def test_a_sweep_that_another_process_holds(home: Path, capsys: pytest.CaptureFixture) -> None:
-    """And what a changed sweep, a fork under a taken name and an unknown trial are told, in one stored sweep."""
+def test_a_sweep_that_another_process_holds(
+    home: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what a changed sweep or base, a taken name and an unknown trial are told, in one stored sweep."""
     import os
 
     write_sweep(home)
@@ -130,6 +142,13 @@ def test_a_sweep_that_another_process_holds(home: Path, capsys: pytest.CaptureFi
     said = refused(capsys, "sweep", "mine", "train.max_steps=3")
     assert "was started as another sweep (was -> now)" in said and "train.max_steps: 2 -> 3" in said
     assert "--fork NEWNAME" in said and "`lorasweep resume mine`" in said
+    said = refused(capsys, "resume", "mine", "sweep.name=other")
+    assert "name another sweep, 'other', and resume goes on with 'mine'" in said
+    with monkeypatch.context() as patch:
+        patch.setattr("lorasweep.models.unchanged.base_here", lambda model: "another")
+        said = refused(capsys, "resume", "mine", "sweep.trials=3")
+    assert "base_fingerprints.builtin:tiny_encoder: " in said and " -> 'another'" in said
+    assert SweepStudy.names(Folders(home)) == ["mine"]
     assert "there is a sweep 'mine' already" in refused(capsys, "sweep", "mine", "--fork", "mine")
     assert "has no trial 9; there are 0 to 1" in refused(capsys, "stop", "mine", "9")
     assert "trial 0 of sweep 'mine' has ended already: it is complete" in refused(capsys, "stop", "mine", "0")

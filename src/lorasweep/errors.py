@@ -40,10 +40,6 @@ class ModelError(ConfigError):
     """A base that cannot be found or loaded, or that lacks a module the adapter names."""
 
 
-class ObjectiveError(LorasweepError):
-    """The objective's metric is missing or not finite. Never replaced by another metric."""
-
-
 class StorageError(LorasweepError):
     """The study, tracker or a checkpoint is unreadable, locked or does not agree with the others."""
 

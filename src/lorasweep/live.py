@@ -55,6 +55,7 @@ class Tally:
     def end(self, record: TrialRecord) -> bool:
         """Count a trial; True when it is the best so far."""
         self.ended += 1
+        self.total = max(self.total, self.ended)  # clones are beside the budget
         if record.state is not TrialState.COMPLETE or record.value is None or self.broken(record):
             return False
         if self.best is None or self.best.value is None:

@@ -15,7 +15,14 @@ from lorasweep.config.home import Home
 from lorasweep.config.schema import TRANSFORMER, Config
 from lorasweep.errors import readable
 from lorasweep.live import format_seconds
-from lorasweep.prechecks import check_overrides, check_trainable, given_slots, probe_points, settle_slots
+from lorasweep.prechecks import (
+    check_overrides,
+    check_trainable,
+    given_slots,
+    planned_trials,
+    probe_points,
+    settle_slots,
+)
 from lorasweep.search.space import Space, parse_space
 from lorasweep.workbench import Workbench
 
@@ -71,6 +78,7 @@ def plan(name: str, overrides: list[str]) -> Plan:
     prepare(config.launcher)
     space = parse_space(config.sweep.space, config)
     check_overrides(space, overrides)
+    config.sweep.trials = planned_trials(config, space)
     points = probe_points(space, config)
     trials = [compose.compose_trial(overrides, name, point, home) for point in points]
     workbench = Workbench(home.folders(config.tracking), config.sweep.objective, given_slots(config) or 1)

@@ -7,7 +7,7 @@ Also what makes a sweep itself (`identify`), since the same workbench knows it. 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -15,6 +15,8 @@ from lorasweep.config import compose
 from lorasweep.config.schema import TRANSFORMER, TRIAL_GROUPS, Config
 from lorasweep.errors import ConfigError
 from lorasweep.provenance import holds_a_login
+from lorasweep.search.budget import trials_in_all
+from lorasweep.search.identity import BASES, SWEPT_DATA
 from lorasweep.search.objectives import Goals
 from lorasweep.search.pruners import GEOMETRIC, rungs_of
 from lorasweep.search.space import Space
@@ -64,6 +66,17 @@ def probe_points(space: Space, config: Config) -> list[dict[str, Any]]:
     return listed or space.probe_points()
 
 
+def planned_trials(config: Config, space: Space) -> int:
+    """Trials of a sweep that ends by their number.
+
+    Raises:
+        ConfigError: an enqueued point outside the space, a sampler that cannot draw from it.
+    """
+    from lorasweep.search.samplers import Proposals
+
+    return trials_in_all(config, Proposals(config, space).points)
+
+
 def check_overrides(space: Space, overrides: list[str]) -> None:
     """A swept key is drawn for each trial, so that an override of it would change nothing.
 
@@ -87,10 +100,13 @@ def check_rungs(trials: list[Config], workbench: Workbench) -> None:
     """
     from lorasweep.training.schedule import trial_steps
 
-    pruner = trials[0].pruner  # `most`: no trial has more, because points touch one bound at a time
+    pruner = trials[0].pruner
+    if pruner.kind == "none":
+        return
+    # no trial has more, because points touch one bound at a time
     steps = max(trial_steps(trial, len(workbench.data(trial).train)) for trial in trials)
     most = steps * max(trial.train.batch_size for trial in trials) * max(trial.train.accumulation for trial in trials)
-    if pruner.kind != "none" and not rungs_of(pruner, most):
+    if not rungs_of(pruner, most):
         key = "min_samples" if pruner.kind in GEOMETRIC else "interval_samples and warmup_samples"
         raise ConfigError(
             f"`pruner={pruner.kind}` would never stop a trial: none trains on over {most:,} samples, and the first "
@@ -98,8 +114,14 @@ def check_rungs(trials: list[Config], workbench: Workbench) -> None:
         )
 
 
-def identify(config: Config, space: Space, workbench: Workbench) -> dict[str, Any]:
-    """What makes this sweep itself: continuing with anything else is refused. Budget and launcher may change."""
+def identify(config: Config, space: Space, workbench: Workbench, trials: Sequence[Config] = ()) -> dict[str, Any]:
+    """What makes this sweep itself: continuing with anything else is refused. Budget and launcher may change. `trials`
+    have every base and all data that are swept; of bases whose files are here it holds fingerprints."""
+    from lorasweep.models.unchanged import base_here
+
+    models = {one.model.path: one.model for one in (config, *trials) if one.model.kind == TRANSFORMER}
+    others = [trial for trial in trials if trial.data != config.data]
+    bases = {path: found for path, model in models.items() if (found := base_here(model)) is not None}
     fixed = {group: asdict(getattr(config, group)) for group in TRIAL_GROUPS}
     for key in ("checkpoint_every_seconds", "checkpoints_kept"):
         del fixed["train"][key]  # changes no number
@@ -112,6 +134,8 @@ def identify(config: Config, space: Space, workbench: Workbench) -> dict[str, An
         **Goals(config).to_json(),
         **({"warm_start": config.sweep.warm_start} if config.sweep.warm_start else {}),
         "data_fingerprint": workbench.data(config).fingerprint,
+        **({BASES: bases} if bases else {}),
+        **({SWEPT_DATA: sorted({workbench.data(trial).fingerprint for trial in others})} if others else {}),
         **fixed,
     }
 

@@ -112,6 +112,12 @@ def gather(config: Config, data_fingerprint: str, base_fingerprint: str) -> dict
     }
 
 
+def code_here() -> str:
+    """The code that runs, in words: our version, and the commit of the checkout that this is called in."""
+    commit, _ = git_state(Path.cwd())
+    return f"lorasweep {__version__}" + ("" if commit == "none" else f" at commit {commit[:10]}")
+
+
 @functools.cache
 def git_state(folder: Path) -> tuple[str, str]:
     """(commit, "true" | "false" for changed tracked files), or ("none", "none") where git or a checkout is missing."""

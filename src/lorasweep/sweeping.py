@@ -28,6 +28,7 @@ from lorasweep.prechecks import (
     check_trainable,
     given_slots,
     identify,
+    planned_trials,
     probe_points,
     settle_slots,
 )
@@ -58,6 +59,7 @@ class Outcome:
     nothing_to_do: bool = False
     detached: bool = False  # workers train on without this command
     stopped: str | None = None  # which budget ended the search; None for single trials
+    grows: bool = False  # a larger sweep.trials would continue it
     reason: str | None = None  # why there is no best one
     where: str = ""  # the overrides by which other commands find it
     uses: list[str] = field(default_factory=list)  # commands that take the best trial further
@@ -97,14 +99,16 @@ def start(
     home.find_sweep(name)
     config = compose.compose(overrides, sweep=name, home=home)
     if fork is not None:
-        overrides = forking.overrides_of(fork, config, overrides, _identity_of(config, home), home)
+        overrides = forking.overrides_of(fork, config, overrides, _identity_of(name, config, overrides, home), home)
         config = compose.compose(overrides, sweep=name, home=home)
     return _run(name, config, overrides, home, quiet, join, detach)
 
 
-def _identity_of(config: Config, home: Home) -> dict[str, Any]:
+def _identity_of(name: str, config: Config, overrides: list[str], home: Home) -> dict[str, Any]:
     workbench = Workbench(home.folders(config.tracking), config.sweep.objective, 1)
-    return identify(config, parse_space(config.sweep.space, config), workbench)
+    space = parse_space(config.sweep.space, config)
+    trials = [compose.compose_trial(overrides, name, point, home) for point in probe_points(space, config)]
+    return identify(config, space, workbench, trials)
 
 
 def resume(name: str, overrides: list[str], quiet: bool = False, join: bool = False, detach: bool = False) -> Outcome:
@@ -131,6 +135,11 @@ def resume(name: str, overrides: list[str], quiet: bool = False, join: bool = Fa
     kept = [word for word in study.overrides if not compose.parse_overrides([word]).keys() & given.keys()]
     merged = [*kept, *overrides]
     config = compose.compose(merged, sweep=study.sweep_file, home=home)
+    if config.sweep.name != study.name:
+        raise UsageError(
+            f"these overrides name another sweep, {config.sweep.name!r}, and resume goes on with {study.name!r}; leave "
+            f"that out, or start the other one with `lorasweep sweep {study.sweep_file}`"
+        )
     return _run(study.sweep_file, config, merged, home, quiet, join, detach)
 
 
@@ -138,7 +147,8 @@ def _run(name: str, config: Config, overrides: list[str], home: Home, quiet: boo
     started = time.monotonic()
     folders = home.folders(config.tracking)
     exists = config.sweep.name in SweepStudy.names(folders)
-    closed = exists and SweepStudy.load(folders, config.sweep.name).closed
+    before = SweepStudy.load(folders, config.sweep.name) if exists else None
+    closed = before is not None and before.closed
     if not closed:
         check_server(folders)
     space = parse_space(config.sweep.space, config)
@@ -146,9 +156,8 @@ def _run(name: str, config: Config, overrides: list[str], home: Home, quiet: boo
     trials = [compose.compose_trial(overrides, name, point, home) for point in probe_points(space, config)]
     prepare(config.launcher)  # packs count threads as they are made
     workbench = Workbench(folders, config.sweep.objective, given_slots(config) or 1)
-    if config.pruner.kind != "none":
-        check_rungs(trials, workbench)
-    identity = identify(config, space, workbench)
+    check_rungs(trials, workbench)
+    identity = identify(config, space, workbench, trials)
     with ExitStack() as stack:
         door = stack.enter_context(ExitStack())  # held by this process until workers of their own stand there
         place = None if closed else stack.enter_context(launch.place_of(config, folders, home, detach))
@@ -167,7 +176,7 @@ def _run(name: str, config: Config, overrides: list[str], home: Home, quiet: boo
                 return _outcome(study, workbench.slots, 0.0, nothing_to_do=True)
         if closed:  # its budget has grown
             place = stack.enter_context(launch.place_of(config, folders, home, detach))
-        progress, tally = stack.enter_context(_view(config, quiet))
+        progress, tally = stack.enter_context(_view(config, quiet, planned_trials(config, space)))
         progress.note(f"loading {config.model.name or config.model.path} and {workbench.data(config).source}")
         point = {**probe_points(space, config)[0], **(config.sweep.enqueue or [{}])[0]}
         first = compose.compose_trial(overrides, name, point, home)
@@ -177,7 +186,7 @@ def _run(name: str, config: Config, overrides: list[str], home: Home, quiet: boo
             post = door.enter_context(posts.enter(folders, config.sweep.name, join))
             study = SweepStudy.open(folders, config, space, identity, overrides, sweep_file=name)
         else:
-            _count_done(study, tally, progress)
+            _count_done(study, tally, progress, before)
         if slots is not None:
             study.keep_slots(slots)
         _note_seeds(study, progress)
@@ -219,7 +228,7 @@ def _watch(
     study = None
     while (crew := launch.there(place, config.sweep.name)) is not None:  # again where the cluster still names lost ones
         study = SweepStudy.load(folders, config.sweep.name)
-        with _view(config, quiet) as (progress, tally):
+        with _view(config, quiet, study.budget()) as (progress, tally):
             _count_done(study, tally, progress)
             launch.watch(study, crew, progress)
             study.config = config
@@ -234,12 +243,14 @@ def _note_seeds(study: SweepStudy, progress: Progress) -> None:
         progress.note(f"the sampler starts from {count} trials of sweep {earlier}")
 
 
-def _count_done(study: SweepStudy, tally: live.Tally, progress: Progress) -> None:
+def _count_done(study: SweepStudy, tally: live.Tally, progress: Progress, before: SweepStudy | None = None) -> None:
     done = [record for record in study.records() if record.state != "running"]
     for record in done:
         tally.end(record)
     tally.ended_before = tally.ended
     progress.note(f"continuing {study.name}: {len(done)} of {tally.total} trials are done")
+    if before is not None and before.code != study.code:
+        progress.note(f"with other code than before ({before.code or 'not noted'} -> {study.code})")
 
 
 def train(overrides: list[str], quiet: bool = False) -> Outcome:
@@ -278,8 +289,7 @@ def _train(
     """Train these single trials and no other that waits; the outcome is that of the last."""
     started = time.monotonic()
     config = study.config
-    config.sweep.trials = len(asked)
-    with _view(config, quiet) as (progress, _):
+    with _view(config, quiet, len(asked)) as (progress, _):
         for one in asked:
             _launch(study, config, settings, workbench, home, progress, post, one)
     outcome = _outcome(study, workbench.slots, time.monotonic() - started)
@@ -359,16 +369,17 @@ def _outcome(
         detached=detached,
         reason=None if detached else board.why_none(),
         stopped=study.stop_reason() if study.space is not None else None,
+        grows=study.grows,
         where="".join(f" {word}" for word in study.overrides if compose.is_tracking(word)),
         uses=finalists.uses(study, board.best),
     )
 
 
 @contextmanager
-def _view(config: Config, quiet: bool) -> Iterator[tuple[Progress, live.Tally]]:
-    """The progress view and its tally for one run, on standard error; nothing is shown where `quiet`."""
+def _view(config: Config, quiet: bool, total: int) -> Iterator[tuple[Progress, live.Tally]]:
+    """The progress view and its tally for one run of `total` trials, clones aside, on standard error; nothing is shown
+    where `quiet`."""
     objective = config.sweep.objective
-    total = len(config.sweep.enqueue) if config.sampler.kind == "list" else config.sweep.trials
     tally = live.Tally(total=total, maximize=objective.direction == "maximize", broken=Goals(config).broken)
     if quiet:
         yield Silent(), tally
@@ -390,7 +401,8 @@ def show_outcome(outcome: Outcome) -> None:
     leaderboard.show(outcome.board)
     counts = ", ".join(f"{count} {state}" for state, count in outcome.counts.items() if count)
     if outcome.nothing_to_do:
-        print(f"\nSweep {name} is finished: {counts}. All is done; a larger sweep.trials=N continues it.")
+        more = "; a larger sweep.trials=N continues it" if outcome.grows else ""
+        print(f"\nSweep {name} is finished: {counts}. All is done{more}.")
     else:
         samples = f"{outcome.train_samples:,} training samples"
         slots = f"{outcome.slots} slot{'s' * (outcome.slots != 1)}"

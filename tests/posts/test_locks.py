@@ -13,7 +13,8 @@ import pytest
 
 from lorasweep.config.home import Folders
 from lorasweep.errors import StorageError
-from lorasweep.posts import enter, roll
+from lorasweep.locked import locked
+from lorasweep.posts import enter, holders, locks, roll
 from lorasweep.posts.locks import LockedPost
 
 SPAWN = multiprocessing.get_context("spawn")
@@ -78,6 +79,26 @@ def test_the_roll_says_who_is_where_and_who_was(tmp_path: Path) -> None:
     assert (dead.post, dead.alive, dead.pid) == ("0", False, holder.pid)
     assert (alive.post, alive.alive, alive.pid, alive.host) == ("1", True, os.getpid(), socket.gethostname())
     assert alive.about == {"device": "core 1"} and dead.since and alive.since and dead.since < alive.since
+
+
+def test_who_only_looks_is_never_taken_for_a_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To look is to hold a lock for a moment; nobody can enter in that moment."""
+    folders = Folders(tmp_path)
+    with enter(folders, "mini") as post:
+        door = folders.sweep("mini") / "posts" / "door"
+        looks = []
+
+        def look(path: Path) -> bool:
+            with locked(door, wait=False) as handle:
+                looks.append(handle is None)
+            return True
+
+        monkeypatch.setattr(locks, "_is_held", look)
+        assert holders(folders, "mini") == [str(os.getpid())]
+        roll(folders, "mini")
+        other = LockedPost(folders, "mini", "7")
+        assert (other.dead(), other.others(), post.dead()) == ({}, [str(os.getpid())], {})
+    assert looks == [True] * 4
 
 
 def test_one_asks_at_a_time(tmp_path: Path) -> None:

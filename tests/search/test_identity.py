@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from lorasweep.config.schema import Config
 from lorasweep.errors import UsageError
-from lorasweep.search.identity import SINGLE, check_same, differences
+from lorasweep.prechecks import identify
+from lorasweep.search.identity import BASES, SINGLE, SWEPT_DATA, check_same, differences
+from lorasweep.search.space import parse_space
 
 WAS: dict[str, Any] = {
     "space": {"optimizer.lr": {"low": 0.1, "high": 1.0}},
@@ -53,6 +56,27 @@ def test_a_setting_that_a_newer_version_added_is_no_difference_at_its_default() 
     changed = {**WAS, "train": {**WAS["train"], "base_dropout": 0.1}}
     assert [key for key, _, _ in differences(older, changed)] == ["train.base_dropout"]
     assert differences(WAS, older)  # but one that is gone is
+
+
+def test_a_base_counts_where_it_was_looked_at_both_times() -> None:
+    was, now = ({**WAS, BASES: {"./mine.v2": fingerprint}} for fingerprint in ("abc", "def"))
+    with pytest.raises(UsageError, match=r"base_fingerprints\.\./mine\.v2: 'abc' -> 'def'"):
+        check_same("s", was, now)
+    check_same("s", WAS, now)
+    check_same("s", was, WAS)
+
+
+def test_rows_that_are_swept_count_like_the_sweeps_own() -> None:
+    """A file of the second choice was changed while the sweep was away."""
+    config, space = Config(), parse_space({"data.demo_seed": "choice(0, 1, 2)"})
+    trials = [replace(config, data=replace(config.data, demo_seed=seed)) for seed in (0, 1, 2)]
+    rows = {0: "a", 1: "b", 2: "c"}
+    bench: Any = SimpleNamespace(data=lambda trial: SimpleNamespace(fingerprint=rows[trial.data.demo_seed]))
+    was = identify(config, space, bench, trials)
+    assert (was["data_fingerprint"], was[SWEPT_DATA]) == ("a", ["b", "c"])
+    rows[2] = "changed"
+    assert [key for key, _, _ in differences(was, identify(config, space, bench, trials))] == [SWEPT_DATA]
+    assert not differences(was, identify(config, space, bench)) and SWEPT_DATA not in identify(config, space, bench)
 
 
 def test_single_trials_of_another_objective_go_into_a_collection_of_their_own() -> None:

@@ -91,6 +91,56 @@ def ask(study: SweepStudy) -> Asked:
     return asked
 
 
+def test_files_without_their_study_are_not_written_on(file_folders: Folders) -> None:
+    """Metrics of new trials would end up in the runs of old ones."""
+    finish(study := start(file_folders), ask(study))
+    spool = file_folders.spool("trial_study")
+    spool.mkdir(parents=True)
+    (spool / "trial-00000.jsonl").write_text('{"trial": 0}\n')
+    assert start(file_folders).counts()["complete"] == 1
+    for path in file_folders.study_db.parent.glob("study.db*"):
+        path.unlink()
+    with pytest.raises(StorageError, match=r"holds files of sweep 'trial_study', and no study of it is in .*study\.db"):
+        start(file_folders)
+    (spool / "trial-00000.jsonl").unlink()
+    assert start(file_folders).records() == []
+
+
+def test_the_code_it_was_last_started_with_is_written_down(
+    file_folders: Folders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lorasweep import live, sweeping
+    from lorasweep.progress import Silent
+
+    before = start(file_folders)
+    assert before.code.startswith("lorasweep 0")
+    monkeypatch.setattr("lorasweep.search.study.code_here", lambda: "lorasweep 9")
+    now, said = start(file_folders), list[str]()
+    progress = Silent()
+    monkeypatch.setattr(progress, "note", said.append, raising=False)
+    sweeping._count_done(now, live.Tally(3, True), progress, before)
+    assert said[1] == f"with other code than before ({before.code} -> lorasweep 9)"
+    sweeping._count_done(now, live.Tally(3, True), progress, now)
+    assert len(said) == 3 and SweepStudy.load(file_folders, "trial_study").code == "lorasweep 9"
+
+
+@pytest.mark.parametrize(
+    ("words", "grows"),
+    [(("sampler=random",), True), (("sampler=grid",), True), (("sampler=grid", "sweep.trials=9"), False),
+     (("sampler=list",), False)],
+)  # fmt: skip
+def test_a_sweep_grows_where_its_sampler_has_more_points(
+    words: tuple[str, ...], grows: bool, file_folders: Folders
+) -> None:
+    points = [{"adapter.r": 2}, {"adapter.r": 4}]
+    space = {"adapter.r": "choice(2, 4, 8)"}
+    study = start(file_folders, "sweep.trials=2", *words, space=space, enqueue=points)
+    assert not study.grows
+    while (asked := study.ask()) is not None:
+        study.complete(asked.number, 0.5, record(asked, value=0.5))
+    assert study.grows is grows
+
+
 # -- states -----------------------------------------------------------------------------------------------------------
 
 

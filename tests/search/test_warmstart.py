@@ -65,6 +65,23 @@ def test_a_seeded_sampler_knows_at_its_first_trial(sampler: str, earlier: SweepS
     assert [ask(again).params for _ in range(4)] == points["warm"]
 
 
+@ONE_STORE
+def test_a_sweep_that_is_named_twice_gives_its_trials_once(earlier: SweepStudy, folders: Folders) -> None:  # noqa: F811
+    assert open_study(folders, "warm", warm_start=["first", "first"]).seeded_from == {"first": 16}
+
+
+@ONE_STORE
+def test_single_trials_are_no_points_of_a_space(folders: Folders) -> None:  # noqa: F811
+    """What was fixed in one of them stands nowhere in the study: it holds the config of the last."""
+    config = make_config("sweep.name=train")
+    config.sweep.space = {}
+    single = SweepStudy.open(folders, config, None, {"kind": "single trials"}, [], sweep_file=None)
+    finish(single, single.ask_fixed({"optimizer.lr": 1e-3}))
+    with pytest.raises(ConfigError, match="'train', which holds single trials"):
+        open_study(folders, "warm", warm_start=["train"])
+    assert "warm" not in SweepStudy.names(folders)
+
+
 @pytest.mark.slow
 def test_nobody_but_the_sampler_sees_earlier_trials(earlier: SweepStudy, folders: Folders) -> None:  # noqa: F811
     warm = open_study(folders, "warm", "sweep.trials=3", warm_start=["first"])

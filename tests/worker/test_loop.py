@@ -123,6 +123,9 @@ def test_a_pause_saves_and_resume_goes_on(home: Path, monkeypatch: pytest.Monkey
     with_progress(monkeypatch, Asker(home, "pause", at_step=5))
     with pytest.raises(Interrupted, match=r"mini is paused and saved; trials 0, 1 go on with `lorasweep resume mini`"):
         sweeping.start("mini", ["launcher.slots=2", "launcher.threads=1", "sweep.trials=3"], quiet=True)
+    with_progress(monkeypatch, Asker(home, "pause", at_step=5))
+    with pytest.raises(Interrupted, match=r"trials 0, 1 go on with"):  # one of them waits for the slot
+        sweeping.resume("mini", ["launcher.slots=1"], quiet=True)
     with_progress(monkeypatch, Asker(home, "none"))
     outcome = sweeping.resume("mini", [], quiet=True)
     assert outcome.counts == {"running": 0, "complete": 3, "pruned": 0, "failed": 0}

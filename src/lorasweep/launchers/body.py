@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 from lorasweep import closing, finalists, posts, prechecks
 from lorasweep.config import compose
 from lorasweep.config.home import Home
-from lorasweep.errors import ConfigError, DataError, LorasweepError
+from lorasweep.errors import ConfigError, DataError, LorasweepError, ModelError
 from lorasweep.launchers.orders import Orders
 from lorasweep.launchers.patience import patiently
 from lorasweep.progress import Progress
-from lorasweep.search.identity import differences
+from lorasweep.search.identity import BASES, differences
 from lorasweep.search.space import parse_space
 from lorasweep.search.study import SweepStudy
 from lorasweep.tracking.tracker import Tracker
@@ -95,12 +95,19 @@ def check_same(study: SweepStudy, home: Home, workbench: Workbench) -> None:
 
     Raises:
         DataError: the rows are others.
+        ModelError: the base is another.
         ConfigError: the config is another.
     """
     now = compose.compose(study.overrides, sweep=study.sweep_file, home=home)
     identity = prechecks.identify(now, parse_space(now.sweep.space, now), workbench)
     changed = differences(study.identity, identity)
     where = f"on {socket.gethostname()}"
+    bases = [key.removeprefix(f"{BASES}.") for key, _, _ in changed if key.startswith(BASES)]
+    if bases:
+        raise ModelError(
+            f"the base {bases[0]} {where} is not that of sweep {study.name!r}: its files are others; copy the same "
+            "ones there, or put them on a folder that every node reaches"
+        )
     config = [difference for difference in changed if difference[0] != "data_fingerprint"]
     if config:
         shown = "; ".join(f"{key}: {before!r}, {where} {after!r}" for key, before, after in config[:SHOWN])

@@ -6,6 +6,7 @@ Neighbours: `base` (loads what is found here), `builtin` (bases that ship with u
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 from dataclasses import dataclass
@@ -51,12 +52,13 @@ def locate(model: ModelConfig) -> Source:
         return Source(str(folder), None, local=True, offline=True)
     if exists(folder, Path.is_file):
         raise ModelError(f"model.path={path} is a file; give the folder that holds config.json and the weights")
-    if not _is_hub_id(path):
+    if not is_hub_id(path):
         raise ModelError(f"model.path={path}: there is no such folder, and it cannot be a hub id (NAME or OWNER/NAME)")
     return _on_hub(path, model.revision)
 
 
-def _is_hub_id(path: str) -> bool:
+def is_hub_id(path: str) -> bool:
+    """Whether a path that is no folder could name a model of the hub."""
     from huggingface_hub.utils import HFValidationError, validate_repo_id
 
     if path.startswith((".", "/", "~")) or path.count("/") > 1:
@@ -109,7 +111,15 @@ def fingerprint(source: Source, commit: str | None) -> str:
         return digest.hexdigest()
     folder = Path(source.path)
     weights = sorted(file for ending in ("*.safetensors", "*.bin") for file in folder.glob(ending))
-    for file in [folder / "config.json", *weights]:
+    files = [folder / "config.json", *weights]
+    return _digest_of(tuple((file, file.stat().st_size, file.stat().st_mtime_ns) for file in files))
+
+
+@functools.cache
+def _digest_of(files: tuple[tuple[Path, int, int], ...]) -> str:
+    """Of files by path, size and time: a start asks more than once for the same gigabytes."""
+    digest = hashlib.sha256()
+    for file, _, _ in files:
         digest.update(f"{file.name}:{file.stat().st_size};".encode())
         with file.open("rb") as raw:
             if file.stat().st_size <= HASH_WHOLE_BYTES:

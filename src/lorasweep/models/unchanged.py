@@ -1,15 +1,17 @@
 """Is a trial's base still the one that it was trained over?
 
-Neighbours: `hub` (fingerprints); `promotion` and `reproduction` ask.
+Neighbours: `hub` (fingerprints); `prechecks`, `promotion` and `reproduction` ask.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from lorasweep.config.home import exists, given_path
 from lorasweep.config.schema import ModelConfig
 from lorasweep.errors import ModelError
-from lorasweep.models.hub import fingerprint, locate
+from lorasweep.models.builtin import resolve
+from lorasweep.models.hub import Source, fingerprint, is_hub_id, locate
 
 
 def hub_commit(hub_id: str, revision: str | None) -> str | None:
@@ -19,6 +21,22 @@ def hub_commit(hub_id: str, revision: str | None) -> str | None:
 
     found = try_to_load_from_cache(hub_id, "config.json", revision=revision or "main")
     return Path(found).parent.name if isinstance(found, str) else revision
+
+
+def base_here(model: ModelConfig) -> str | None:
+    """The fingerprint of a base's files on this machine, without asking the hub; None where they are not here.
+
+    Raises:
+        ModelError: a builtin base that does not exist.
+    """
+    path = resolve(model.path)
+    folder = given_path(path)
+    if exists(folder / "config.json", Path.is_file):
+        return fingerprint(Source(str(folder), None, local=True, offline=True), None)
+    commit = hub_commit(path, model.revision) if is_hub_id(path) else None
+    return (
+        None if commit in (None, model.revision) else fingerprint(Source(path, None, local=False, offline=True), commit)
+    )
 
 
 def unchanged_base(model: ModelConfig, noted: str | None, trial: int) -> str:

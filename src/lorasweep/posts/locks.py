@@ -59,17 +59,14 @@ class LockedPost:
 
     def dead(self) -> dict[str, LockedPost]:
         """See `posts.Post`."""
-        found = {}
-        for path in _lock_files(self.folder):
-            if path.stem != self.name:
-                with locked(path, wait=False) as handle:
-                    if handle is not None:
-                        found[path.stem] = self.at(path.stem)
-        return found
+        with _looking(self.folder):
+            free = [path.stem for path in _lock_files(self.folder) if path.stem != self.name and not _is_held(path)]
+        return {name: self.at(name) for name in free}
 
     def others(self) -> list[str]:
         """See `posts.Post`."""
-        return [_holder(path) for path in _lock_files(self.folder) if path.stem != self.name and _is_held(path)]
+        with _looking(self.folder):
+            return [_holder(path) for path in _lock_files(self.folder) if path.stem != self.name and _is_held(path)]
 
     @property
     def alone(self) -> bool:
@@ -96,8 +93,8 @@ def enter(folders: Folders, sweep: str, join: bool, about: Mapping[str, Any] | N
     places = folder / "posts"
     places.mkdir(parents=True, exist_ok=True)
     with ExitStack() as held:
-        with locked(places / "door", wait=True):  # one process looks around at a time
-            busy = holders(folder)
+        with locked(places / "door"):  # one process looks around at a time
+            busy = _holders(folder)
             if busy and not join:
                 raise refusal(sweep, busy)
             number = 0
@@ -121,12 +118,18 @@ def refusal(sweep: str, busy: list[str]) -> StorageError:
 @contextmanager
 def asking(folders: Folders, sweep: str) -> Iterator[None]:
     """See `posts.asking`."""
-    with locked(folders.sweep(sweep) / "asking.lock", wait=True):
+    folders.sweep(sweep).mkdir(parents=True, exist_ok=True)  # a study may be there without its files
+    with locked(folders.sweep(sweep) / "asking.lock"):
         yield
 
 
 def holders(folder: Path) -> list[str]:
     """Ids of the processes that work on a sweep now. `folder` is the sweep's own. Empty where locks cannot tell."""
+    with _looking(folder):
+        return _holders(folder)
+
+
+def _holders(folder: Path) -> list[str]:
     return [_holder(path) for path in _lock_files(folder) if _is_held(path)]
 
 
@@ -135,11 +138,23 @@ def roll(folder: Path) -> list[Worker]:
     from lorasweep.posts import Worker
 
     found = []
-    for path in sorted(_lock_files(folder), key=lambda path: int(path.stem)):
-        alive, said = _is_held(path), _said(path)
-        host = said.get("host", socket.gethostname())
-        found.append(Worker(path.stem, alive, host, said.get("pid"), said.get("since"), None, said.get("about", {})))
+    with _looking(folder):
+        for path in sorted(_lock_files(folder), key=lambda path: int(path.stem)):
+            alive, said = _is_held(path), _said(path)
+            host, pid, since = said.get("host", socket.gethostname()), said.get("pid"), said.get("since")
+            found.append(Worker(path.stem, alive, host, pid, since, None, said.get("about", {})))
     return found
+
+
+@contextmanager
+def _looking(folder: Path) -> Iterator[None]:
+    """Hold the door meanwhile: to look whether a lock is held is to hold it for a moment, and a process that enters at
+    that moment would take whoever looks for a worker."""
+    if not _lock_files(folder):
+        yield
+        return
+    with locked(folder / "posts" / "door"):
+        yield
 
 
 def _lock_files(folder: Path) -> list[Path]:

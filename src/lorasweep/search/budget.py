@@ -7,9 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from lorasweep.config.schema import SweepConfig
+from lorasweep.config.schema import Config, SweepConfig
 from lorasweep.records import TrialRecord, TrialState
 from lorasweep.search.objectives import Goals
+
+
+def trials_in_all(config: Config, points: int | None) -> int:
+    """Trials that a sweep may have: a list has its points, whatever `sweep.trials` says, a grid no more than its own.
+    `points`: how many the sampler has, None: no end."""
+    if points is None:
+        return config.sweep.trials
+    return points if config.sampler.kind == "list" else min(config.sweep.trials, points)
 
 
 def spent(sweep: SweepConfig, points: int, left: int, seconds: Callable[[], float], samples: int) -> str | None:

@@ -13,6 +13,8 @@ from lorasweep.config.schema import Config
 from lorasweep.errors import UsageError
 
 SINGLE = "single trials"  # the kind of what `lorasweep train` collects
+BASES = "base_fingerprints"  # base -> fingerprint of its files, of those that were there to look at
+SWEPT_DATA = "swept_data_fingerprints"  # of the rows that trials have instead of the sweep's own
 SHOWN = 12  # differences in a message
 
 
@@ -45,13 +47,16 @@ def check_same(name: str, was: dict[str, Any], now: dict[str, Any]) -> None:
 def differences(was: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, Any, Any]]:
     """(dotted key, before, after) of what differs; one marker stands for a key that one of them lacks.
 
-    A setting that a newer lorasweep added, at its default, is no difference: sweeps stay resumable over upgrades.
+    A setting that a newer lorasweep added, at its default, is no difference: sweeps stay resumable over upgrades. Nor
+    is a base that was looked at once alone: its files were not on this machine then, or are not now.
     """
     before, after = _flat(was), _flat(now)
     changed = []
     for key in sorted({*before, *after}):
         old, new = before.get(key, _ABSENT), after.get(key, _ABSENT)
         if old is _ABSENT and key in keys() and new == _flat(asdict(Config())).get(key, _ABSENT):
+            continue
+        if key.startswith((BASES, SWEPT_DATA)) and _ABSENT in (old, new):
             continue
         if old != new:
             changed.append((key, old, new))

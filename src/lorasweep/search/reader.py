@@ -81,6 +81,11 @@ class StudyReader:
         return dict(self._about["identity"])
 
     @property
+    def code(self) -> str:
+        """The code it was last started with, in words; "" where an older version did."""
+        return str(self._about.get("code", ""))
+
+    @property
     def overrides(self) -> list[str]:
         """The overrides it was last started with."""
         return list(self._about["overrides"])

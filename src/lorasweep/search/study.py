@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from lorasweep.config.home import Folders
 from lorasweep.config.schema import Config
-from lorasweep.errors import ConfigError, TrialFailed, UsageError, nearest
+from lorasweep.errors import ConfigError, StorageError, TrialFailed, UsageError, nearest
+from lorasweep.provenance import code_here
 from lorasweep.records import TrialRecord
 from lorasweep.search import budget, clones, draft, reports
 from lorasweep.search.database import exists, open_storage, readable_errors
@@ -62,6 +63,7 @@ class SweepStudy(SteeredStudy):
         Raises:
             UsageError: a study of this name exists and is another sweep; says what differs.
             ConfigError: an enqueued point outside the space, a sampler that cannot draw from it.
+            StorageError: there is none, but files of one: new trials would write on in the runs of the old ones.
         """
         import optuna
 
@@ -69,13 +71,22 @@ class SweepStudy(SteeredStudy):
 
         name = config.sweep.name
         proposals = Proposals(config, space) if space is not None else None
-        if space is not None and config.sweep.warm_start and name not in cls.names(folders):
+        left = any(folders.spool(name).glob("trial-*"))  # before the names: who made them has made the study first
+        is_new = name not in cls.names(folders)
+        if left and is_new:
+            raise StorageError(
+                f"{folders.sweep(name)} holds files of sweep {name!r}, and no study of it is in "
+                f"{folders.studies or folders.study_db}: bring that back from a backup, remove the folder to start "
+                "again, or take another sweep.name"
+            )
+        if space is not None and config.sweep.warm_start and is_new:
             cls._seeds(folders, config, space)  # what is wrong shows before anything is stored
         about = {
             "identity": json.loads(json.dumps(identity)),
             "overrides": list(overrides),
             "sweep_file": sweep_file,
             "config": asdict(config),
+            "code": code_here(),
         }
         with readable_errors(folders):
             study = optuna.create_study(
@@ -154,7 +165,8 @@ class SweepStudy(SteeredStudy):
 
         if config.sweep.name in config.sweep.warm_start:
             raise ConfigError(f"`sweep.warm_start` names {config.sweep.name!r}, the sweep itself; leave it out")
-        return warmstart.seeds_of(config, space, [cls.load(folders, name) for name in config.sweep.warm_start])
+        names = dict.fromkeys(config.sweep.warm_start)  # one that is named twice gives its trials once
+        return warmstart.seeds_of(config, space, [cls.load(folders, name) for name in names])
 
     @property
     def seeded_from(self) -> dict[str, int]:
@@ -329,10 +341,7 @@ class SweepStudy(SteeredStudy):
 
     def budget(self) -> int:
         """Number of trials that the sweep may have in all."""
-        trials, points = self.config.sweep.trials, self.proposals.points if self.proposals else None
-        if points is None:
-            return trials
-        return points if self.config.sampler.kind == "list" else min(trials, points)
+        return budget.trials_in_all(self.config, self.proposals.points if self.proposals else None)
 
     def remaining(self) -> int:
         """Trials that may still be asked for, clones aside."""
@@ -341,6 +350,14 @@ class SweepStudy(SteeredStudy):
 
     def _left(self, counted: int) -> int:
         return max(0, self.budget() - counted) if self.space is not None else 0
+
+    @property
+    def grows(self) -> bool:
+        """Whether a larger `sweep.trials` would let it go on: that number has ended it, and its sampler has more."""
+        points = self.proposals.points if self.proposals else None
+        if self.space is None or self.remaining() or self.config.sampler.kind == "list":
+            return False
+        return points is None or self.config.sweep.trials < points
 
     def budget_spent(self, samples_in_training: int = 0) -> bool:
         """Whether no further trial may start."""

@@ -38,7 +38,7 @@ def seeds_of(config: Config, space: Space, earlier: Sequence[StudyReader]) -> li
     is left out, as is one that lacks what this sweep's objectives and constraints need.
 
     Raises:
-        ConfigError: a sampler that ignores history, or a sweep that looked for something else.
+        ConfigError: a sampler that ignores history, a sweep that looked for something else, or one that is none.
     """
     if config.sampler.kind not in LEARNING:
         raise ConfigError(
@@ -47,6 +47,11 @@ def seeds_of(config: Config, space: Space, earlier: Sequence[StudyReader]) -> li
         )
     goals, seeds = Goals(config), []
     for study in earlier:
+        if study.sweep_file is None:
+            raise ConfigError(
+                f"`sweep.warm_start` names {study.name!r}, which holds single trials of `lorasweep train`: each had a "
+                "config of its own, so they are no points of one space; name sweeps"
+            )
         sought = (goals.objectives[0].metric, goals.objectives[0].direction)
         if (study.metric, study.direction) != sought:
             raise ConfigError(

@@ -91,7 +91,6 @@ class Worker:
 
         Raises:
             Interrupted: `stop` was set; running trials are saved, and stay open in the study and in their runs.
-            ObjectiveError: the objective's metric is never logged.
             DiskFull: nothing more can be written; the sweep can be resumed once there is room.
             TooManyFailures: `sweep.max_failures` in a row of one cause.
         """
@@ -358,9 +357,14 @@ class Worker:
         saved = "and saved" if self._save_everything() else lost
         how = "is paused" if self.paused else "was interrupted"
         raise Interrupted(
-            f"sweep {self.study.name} {how} {saved}; {numbered(self.slots.ours)} go on with "
+            f"sweep {self.study.name} {how} {saved}; {numbered([*self._unfinished()])} go on with "
             f"`lorasweep resume {self.study.name}`"
         )
+
+    def _unfinished(self) -> set[int]:
+        """Trials that wait for somebody once this worker has left: its own, and those of dead ones."""
+        left = [] if self.queue.only is not None or self.post.alone else self.leases.orphans(self.post.dead())
+        return {*self.slots.ours, *self.queue.numbers, *left}
 
 
 def numbered(trials: list[int]) -> str:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from lorasweep import failpoints, results
 from lorasweep.checkpoint import full_disk_in
 from lorasweep.config.schema import Config
-from lorasweep.errors import LorasweepError, ObjectiveError, StorageError, TrialFailed
+from lorasweep.errors import LorasweepError, StorageError, TrialFailed
 from lorasweep.posts import Post
 from lorasweep.progress import Progress
 from lorasweep.provenance import redact
@@ -62,11 +62,7 @@ class Outcomes:
         return [event for event in events if not isinstance(event, Rated)] + rated
 
     def handle(self, event: Any) -> None:
-        """One event of a pack.
-
-        Raises:
-            ObjectiveError: the objective's metric is never logged.
-        """
+        """One event of a pack."""
         from lorasweep.training.pack import Evaluated, Failed, Finished, Rated, Stepped
 
         trial = self.slots.trials.get(event.number)
@@ -156,8 +152,6 @@ class Outcomes:
         record = trial.record(TrialState.FAILED)
         record.reason = f"{event.cause}: {event.message}"
         self._end(record, {})
-        if event.cause == "objective":
-            raise ObjectiveError(event.message)
 
     # -- ends -------------------------------------------------------------------------------------------------------
 
