@@ -32,7 +32,7 @@ LAYERS = [
     ("sweeping",),
     ("launchers",),
     ("closing",),
-    ("reporting", "forking", "prechecks", "publishing"),
+    ("reporting", "forking", "prechecks", "publishing", "outcome"),
     ("finalists",),
     ("ranking", "registry", "live"),
     ("worker",),

@@ -12,6 +12,7 @@ import pytest
 from lorasweep import finalists, sweeping
 from lorasweep.config.home import Folders
 from lorasweep.failpoints import VARIABLE
+from lorasweep.outcome import Outcome
 from lorasweep.search.study import SweepStudy
 from lorasweep.stats import mean_interval
 from test_main_job import SWEEP
@@ -72,7 +73,7 @@ def test_the_search_goes_on_as_if_there_were_none(home: Path) -> None:
     plain = sweeping.start("mini", [*words, "sweep.name=plain"], quiet=True)
     plain = sweeping.start("mini", [*words[:-1], "sweep.trials=5", "sweep.name=plain"], quiet=True)
 
-    def points(outcome: sweeping.Outcome) -> dict[int, tuple[object, float]]:
+    def points(outcome: Outcome) -> dict[int, tuple[object, float]]:
         return {row["trial"]: (row["params"], row["value"]) for row in outcome.board.rows}
 
     assert points(with_them) == points(plain) and len(points(plain)) == 5

@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from lorasweep.config.schema import Config
+    from lorasweep.outcome import Outcome
     from lorasweep.planning import Plan
     from lorasweep.registry.result import PromotionResult
     from lorasweep.registry.trial import Source
-    from lorasweep.sweeping import Outcome
 
 __all__ = [
     "LorasweepError",

@@ -136,12 +136,12 @@ def _train(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def _show_outcome(arguments: argparse.Namespace, outcome: Any) -> int:
-    from lorasweep import sweeping
+    from lorasweep.outcome import show
 
     if arguments.json:
         _print_json(outcome.to_json())
     else:
-        sweeping.show_outcome(outcome)
+        show(outcome)
     return 0 if outcome.best is not None or outcome.detached else 1
 
 

@@ -2,7 +2,7 @@
 
 Everything that can be wrong with config, data, base or objective is found before the study exists, so that a
 mended sweep starts clean. Neighbours: `prechecks` (what is checked), `search`, `worker.here` and `launchers` (what
-runs), `ranking` (what is shown), `cli` (who calls).
+runs), `outcome` (what it has to say), `cli` (who calls).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from typing import Any
 
 from lorasweep import closing, finalists, forking, live, posts
@@ -20,6 +20,7 @@ from lorasweep.config.schema import GROUPS, TRIAL_GROUPS, Config
 from lorasweep.depot import check_files
 from lorasweep.errors import LorasweepError, UsageError
 from lorasweep.launchers import launch
+from lorasweep.outcome import Outcome, outcome_of
 from lorasweep.posts import Post
 from lorasweep.prechecks import (
     check_adapters,
@@ -33,7 +34,6 @@ from lorasweep.prechecks import (
     settle_slots,
 )
 from lorasweep.progress import Progress, Silent
-from lorasweep.ranking import board as leaderboard
 from lorasweep.search import database
 from lorasweep.search.identity import SINGLE
 from lorasweep.search.objectives import Goals
@@ -44,39 +44,6 @@ from lorasweep.worker.here import prepare
 
 TRAIN = "train"  # the study and experiment in which `lorasweep train` collects its single trials
 NEVER_A_TRIALS = set(GROUPS) - set(TRIAL_GROUPS) | {"sweep"}  # overrides that change no trial's numbers
-
-
-@dataclass
-class Outcome:
-    """What a command that trained has to say."""
-
-    board: leaderboard.Leaderboard
-    counts: dict[str, int]
-    best: dict[str, Any] | None
-    wall_seconds: float
-    train_samples: int
-    slots: int
-    nothing_to_do: bool = False
-    detached: bool = False  # workers train on without this command
-    stopped: str | None = None  # which budget ended the search; None for single trials
-    grows: bool = False  # a larger sweep.trials would continue it
-    reason: str | None = None  # why there is no best one
-    where: str = ""  # the overrides by which other commands find it
-    uses: list[str] = field(default_factory=list)  # commands that take the best trial further
-
-    def to_json(self) -> dict[str, Any]:
-        """The document of `lorasweep sweep --json`."""
-        return {
-            "sweep": self.board.sweep,
-            "counts": self.counts,
-            "best": self.best,
-            "wall_seconds": round(self.wall_seconds, 3),
-            "train_samples": self.train_samples,
-            "slots": self.slots,
-            "stopped": self.stopped,
-            "reason": self.reason,
-            **({"detached": True} if self.detached else {}),
-        }
 
 
 def start(
@@ -129,7 +96,7 @@ def resume(name: str, overrides: list[str], quiet: bool = False, join: bool = Fa
             workbench = Workbench(folders, study.config.sweep.objective, 1)
             if not waiting:
                 closing.close_what_is_open(study, post)
-                return _outcome(study, 1, 0.0, nothing_to_do=True)
+                return outcome_of(study, 1, 0.0, nothing_to_do=True)
             return _train(study, waiting, overrides, workbench, home, post, quiet)
     given = compose.parse_overrides(overrides)
     kept = [word for word in study.overrides if not compose.parse_overrides([word]).keys() & given.keys()]
@@ -163,7 +130,7 @@ def _run(name: str, config: Config, overrides: list[str], home: Home, quiet: boo
         place = None if closed else stack.enter_context(launch.place_of(config, folders, home, detach))
         watched = _watch(folders, place, config, quiet) if exists else None
         if watched is not None and launch.is_over(watched):
-            return _outcome(watched, watched.slots or 1, time.monotonic() - started)
+            return outcome_of(watched, watched.slots or 1, time.monotonic() - started)
         if exists:
             beside = join or watched is not None  # a post of those that were lost may still count as held
             post = door.enter_context(posts.enter(folders, config.sweep.name, beside))
@@ -173,7 +140,7 @@ def _run(name: str, config: Config, overrides: list[str], home: Home, quiet: boo
             if launch.is_over(study):
                 post.checkpoints.clear()  # a kill may have come before its worker could
                 closing.close_what_is_open(study, post)
-                return _outcome(study, workbench.slots, 0.0, nothing_to_do=True)
+                return outcome_of(study, workbench.slots, 0.0, nothing_to_do=True)
         if closed:  # its budget has grown
             place = stack.enter_context(launch.place_of(config, folders, home, detach))
         progress, tally = stack.enter_context(_view(config, quiet, planned_trials(config, space)))
@@ -196,7 +163,7 @@ def _run(name: str, config: Config, overrides: list[str], home: Home, quiet: boo
             workbench.release()
             launch.launch(study, workbench.folders, place, slots, progress, door, detach)
     detached = detach and not study.closed  # a short sweep may have ended by now
-    return _outcome(study, workbench.slots, time.monotonic() - started, detached=detached)
+    return outcome_of(study, workbench.slots, time.monotonic() - started, detached=detached)
 
 
 def _check_by_loading(
@@ -292,7 +259,7 @@ def _train(
     with _view(config, quiet, len(asked)) as (progress, _):
         for one in asked:
             _launch(study, config, settings, workbench, home, progress, post, one)
-    outcome = _outcome(study, workbench.slots, time.monotonic() - started)
+    outcome = outcome_of(study, workbench.slots, time.monotonic() - started)
     row = next(row for row in outcome.board.rows if row["trial"] == asked[-1].number)
     outcome.best = row if row["state"] == "complete" else None  # this trial's row, not the best of all single runs
     outcome.reason = None if outcome.best else row["reason"]
@@ -354,27 +321,6 @@ def _launch(
     tracker.close()
 
 
-def _outcome(
-    study: SweepStudy, slots: int, wall_seconds: float, nothing_to_do: bool = False, detached: bool = False
-) -> Outcome:
-    board = leaderboard.Leaderboard.of(study)
-    return Outcome(
-        board=board,
-        counts=study.counts(),
-        best=board.best,
-        wall_seconds=wall_seconds,
-        train_samples=sum(row["samples"] for row in board.rows),
-        slots=slots,
-        nothing_to_do=nothing_to_do,
-        detached=detached,
-        reason=None if detached else board.why_none(),
-        stopped=study.stop_reason() if study.space is not None else None,
-        grows=study.grows,
-        where="".join(f" {word}" for word in study.overrides if compose.is_tracking(word)),
-        uses=finalists.uses(study, board.best),
-    )
-
-
 @contextmanager
 def _view(config: Config, quiet: bool, total: int) -> Iterator[tuple[Progress, live.Tally]]:
     """The progress view and its tally for one run of `total` trials, clones aside, on standard error; nothing is shown
@@ -386,30 +332,3 @@ def _view(config: Config, quiet: bool, total: int) -> Iterator[tuple[Progress, l
         return
     with live.show(tally, live.screen(), f"sweep {config.sweep.name}", objective.metric) as progress:
         yield progress, tally
-
-
-def show_outcome(outcome: Outcome) -> None:
-    """Print the leaderboard and what to do next."""
-    from lorasweep.live import format_seconds
-
-    name = outcome.board.sweep
-    if outcome.detached:
-        print(f"Sweep {name} trains on without this command.")
-        print(f"Look:  lorasweep workers {name}   |   lorasweep leaderboard {name}")
-        print(f"       lorasweep resume {name} watches it to its end, lorasweep pause {name} lets its workers leave")
-        return
-    leaderboard.show(outcome.board)
-    counts = ", ".join(f"{count} {state}" for state, count in outcome.counts.items() if count)
-    if outcome.nothing_to_do:
-        more = "; a larger sweep.trials=N continues it" if outcome.grows else ""
-        print(f"\nSweep {name} is finished: {counts}. All is done{more}.")
-    else:
-        samples = f"{outcome.train_samples:,} training samples"
-        slots = f"{outcome.slots} slot{'s' * (outcome.slots != 1)}"
-        print(f"\n{counts} in {format_seconds(outcome.wall_seconds)}, {samples}, {slots}.")
-    if outcome.stopped:
-        print(f"The search ended because {outcome.stopped}.")
-    if outcome.best is None:
-        print("No trial is complete; the reasons stand in the table.")
-    else:
-        print("Next:  " + "   |   ".join(f"{line}{outcome.where}" for line in [f"lorasweep ui {name}", *outcome.uses]))
