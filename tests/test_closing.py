@@ -18,6 +18,8 @@ from lorasweep.tracking.tracker import Tracker
 from made_sweep import build
 from trackkit import new_folders
 
+pytestmark = pytest.mark.slow  # MLflow
+
 TRIALS = 3
 
 

@@ -190,6 +190,7 @@ end
 
 
 @installed("fish")
+@pytest.mark.slow
 def test_fish_offers_names_settings_and_files(shell_home: Path) -> None:
     lines = {
         "lorasweep sweep sh": "shop",
@@ -216,6 +217,7 @@ bindkey '^T' show
 
 
 @installed("zsh")
+@pytest.mark.slow
 def test_zsh_completes_at_its_prompt(shell_home: Path) -> None:
     lines = {
         "lorasweep sweep sh": "lorasweep sweep shop ",

@@ -11,6 +11,8 @@ from xml.etree import ElementTree
 
 import pytest
 
+pytestmark = pytest.mark.slow  # processes of their own
+
 REPOSITORY = Path(__file__).parent.parent.parent
 
 # lorasweep's dependencies that a machine with torch, transformers, peft and accelerate alone lacks
@@ -34,7 +36,6 @@ def make_gpu(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.slow
 def test_smoke_writes_all_of_its_results(tmp_path: Path) -> None:
     done = make_gpu(tmp_path, "--smoke")
     assert done.returncode == 0, done.stdout + done.stderr

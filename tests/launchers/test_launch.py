@@ -17,6 +17,8 @@ from made_sweep import build
 from torturekit import MINI, check_agreement, home_with, left_by
 from trackkit import new_folders
 
+pytestmark = pytest.mark.slow  # MLflow
+
 WORDS = ["launcher.slots=1", "launcher.threads=1"]
 
 
@@ -64,7 +66,6 @@ def gone_once(monkeypatch: pytest.MonkeyPatch) -> list[Gone]:
     return crews
 
 
-@pytest.mark.slow
 def test_resume_goes_on_with_what_lost_workers_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -231,6 +231,7 @@ def test_every_option_composes(kind: str) -> None:
     assert compose([f"pruner={kind}"], home=HOME).pruner.kind == kind
 
 
+@pytest.mark.slow
 def test_reasons_name_what_was_to_beat(folders: Folders) -> None:  # noqa: F811
     median = open_study(folders, "pruner=median", "pruner.interval_samples=100", "pruner.startup_trials=2", name="a")
     for value in (0.4, 0.6, 0.8):

@@ -247,6 +247,7 @@ def test_a_budget_counts_every_trial_ever_asked(folders: Folders) -> None:
     assert len(again.records()) == 4
 
 
+@pytest.mark.slow
 def test_a_larger_budget_is_adopted_and_a_smaller_one_stops(folders: Folders) -> None:
     study = start(folders, "sweep.trials=2")
     for _ in range(2):

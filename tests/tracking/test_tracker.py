@@ -300,6 +300,7 @@ def test_secrets_and_long_values(either: Folders) -> None:
     assert len(long) == LONGEST_PARAM and "shortened from" in long and "sha256" in long
 
 
+@pytest.mark.slow
 def test_readers_do_not_block_the_writer(folders: Folders) -> None:
     tracker = opened(folders)
     start(tracker)
