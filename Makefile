@@ -7,7 +7,8 @@ LORASWEEP = $(VENV)/bin/lorasweep
 PIP = $(VENV)/bin/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
 INPUTS = pyproject.toml constraints.txt
 # a file's tests share what it has set up; the longest files begin
-PYTEST = $(VENV)/bin/python -m pytest --dist loadfile --no-loadscope-reorder
+SHARED = --dist loadfile --no-loadscope-reorder
+PYTEST = $(VENV)/bin/python -m pytest $(SHARED)
 
 # every process of a sweep or a test would compile our modules anew
 unexport PYTHONDONTWRITEBYTECODE
@@ -49,7 +50,7 @@ wheel: $(VENV)/bin/python  ## build dist/lorasweep-VERSION-py3-none-any.whl, whi
 	@$(VENV)/bin/python -m pip wheel --disable-pip-version-check --quiet --no-deps --wheel-dir dist . && ls dist/*.whl
 
 test: $(VENV)/.dev  ## the tests that need no GPU, but for those that take long
-	@$(PYTEST) -n 3 -m "not gpu and not torture" $(ARGS)
+	@$(PYTEST) -n 4 -m "not gpu and not torture" $(ARGS)
 
 test-fast: $(VENV)/.dev  ## the tests that take seconds
 	@$(PYTEST) -n 2 -m "not gpu and not slow and not torture" $(ARGS)
@@ -59,7 +60,7 @@ torture: $(VENV)/.dev  ## the long tests: sweeps killed at every failpoint and a
 
 coverage: $(VENV)/.dev  ## which lines of src/ the tests run, commands in processes of their own included
 	@$(VENV)/bin/coverage erase
-	@$(VENV)/bin/coverage run -m pytest -m "not gpu and not torture" $(ARGS)
+	@$(VENV)/bin/coverage run -m pytest $(SHARED) -n 3 -m "not gpu and not torture" $(ARGS)
 	@$(VENV)/bin/coverage combine --quiet && $(VENV)/bin/coverage report --skip-covered --fail-under=90
 
 mutants: $(VENV)/.dev  ## small mistakes in the packed engine, the gate and resume: each must fail a test

@@ -9,7 +9,7 @@ import pytest
 from test_scale_benchmark import load
 
 
-@pytest.mark.slow
+@pytest.mark.torture  # its short twin: worker/test_loop.py::test_a_sweep_leaves_no_handle_and_no_thread
 def test_no_handle_or_thread_is_left_over(tmp_path: Path) -> None:
     soak = load("soak")
     samples = soak.watch(tmp_path, 18, every_seconds=0.05)

@@ -36,6 +36,7 @@ def make_gpu(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.torture  # its short twins: the tests of this folder on the CPU
 def test_smoke_writes_all_of_its_results(tmp_path: Path) -> None:
     done = make_gpu(tmp_path, "--smoke")
     assert done.returncode == 0, done.stdout + done.stderr

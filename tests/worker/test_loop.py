@@ -1,11 +1,13 @@
-"""The worker's hooks for the search, on real sweeps in this process: pruning at rungs, stop and pause."""
+"""The worker on real sweeps in this process: pruning at rungs, stop and pause, and that nothing stays open."""
 
 from __future__ import annotations
 
+import gc
 import json
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from lorasweep import sweeping
@@ -85,6 +87,17 @@ def test_wilcoxon_gets_its_rows(home: Path) -> None:
         outcome = sweeping.start("mini", ["launcher.slots=1", "launcher.threads=1", *words, *objective], quiet=True)
         reasons = [row["reason"] for row in outcome.board.rows if row["state"] == "pruned"]
         assert reasons and all("validation rows" in reason for reason in reasons)
+
+
+def test_a_sweep_leaves_no_handle_and_no_thread(home: Path) -> None:
+    open_now = []
+    for name in ("first", "second", "third"):
+        sweeping.start("mini", [*WORDS, "sweep.trials=2", f"sweep.name={name}"], quiet=True)
+        gc.collect()  # Optuna's engines close with the last that refers to them
+        process = psutil.Process()
+        open_now.append((process.num_fds(), process.num_threads()))
+    (_, (handles, threads), (handles_then, threads_then)) = open_now  # what comes with the first one stays
+    assert handles_then <= handles and threads_then <= threads
 
 
 class Asker:
