@@ -72,6 +72,23 @@ def test_one_that_ends_trials_in_between_is_started_again_as_often_as_it_takes(
     assert not any(look.troubles for look in looks)
 
 
+@pytest.mark.parametrize(("steps", "lives", "lost"), [("life * 5", 6, False), ("7", 3, True)])
+def test_one_that_gets_further_with_a_trial_each_time_is_started_again_too(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: object, steps: str, lives: int, lost: bool
+) -> None:
+    """A trial goes on from its checkpoint; where each life ends at the same step, none will get past it."""
+    script = (
+        f"lives = '{tmp_path}/lives'\nopen(lives, 'a').write('x')\nlife = len(open(lives).read())\n"
+        f"say(notes=[], trials={{'4': {{'max_steps': 90, 'step': {steps}}}}}, ended=0)\n"
+        "sys.exit(0) if life == 6 else os.kill(os.getpid(), 9)"
+    )
+    looks = looks_of(crew_of(monkeypatch, script))
+    assert sum(len(look.notes) for look in looks) == lives - 1
+    assert [
+        trouble.message.count("without getting on with a trial") for look in looks for trouble in look.troubles
+    ] == ([1] if lost else [])
+
+
 def test_an_error_of_its_own_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     trouble = Trouble.of(DataError("the rows are others"))
     looks = looks_of(crew_of(monkeypatch, f"say(trouble={vars(trouble)})\nsys.exit(2)"))

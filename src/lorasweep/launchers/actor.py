@@ -24,7 +24,7 @@ from lorasweep.launchers.orders import Orders
 
 TELL_SECONDS = 15.0  # that one which nobody waits for stays to say how it ended
 ANSWER_SECONDS = 1.0  # that the answer which says so may take to leave this process, which ends without a flush
-DEATHS_BORNE = 3  # unexpected errors in a row, with no trial ended in between
+ERRORS_BORNE = 3  # that nobody expected, in a row, with no trial ended in between
 SCRATCH = "LORASWEEP_SCRATCH"  # a node's folder for spool and cache
 
 
@@ -69,7 +69,7 @@ class Actor:
         """End this process for good: nobody waits for its status."""
 
     def _run(self) -> None:
-        deaths, ended = 0, 0
+        errors, ended = 0, 0
         while True:
             try:
                 from lorasweep.launchers.body import work
@@ -82,12 +82,12 @@ class Actor:
                 break
             except Exception as error:
                 done = self._teller.count()
-                deaths, ended = (1 if done > ended else deaths + 1), done
+                errors, ended = (1 if done > ended else errors + 1), done
                 last = traceback.format_exc().strip().splitlines()
-                if deaths >= DEATHS_BORNE:
+                if errors >= ERRORS_BORNE:
                     shown = "\n".join(f"  {line}" for line in last[-12:])
                     self.trouble = Trouble(
-                        "LorasweepError", f"worker {self.orders.index} failed {deaths} times in a row:\n{shown}", 1
+                        "LorasweepError", f"worker {self.orders.index} failed {errors} times in a row:\n{shown}", 1
                     )
                     break
                 self._teller.note(f"worker {self.orders.index} failed ({type(error).__name__}: {error}); it goes on")

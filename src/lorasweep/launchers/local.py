@@ -18,6 +18,7 @@ from dataclasses import replace
 from typing import IO, TYPE_CHECKING, Any
 
 from lorasweep.config.home import VARIABLE, named_home
+from lorasweep.launchers.headway import Headway
 from lorasweep.launchers.news import News, Trouble
 from lorasweep.launchers.oversight import Look
 from lorasweep.launchers.places import Place, share_out
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from lorasweep.launchers.orders import Orders
 
 PROGRAM = (sys.executable, "-m", "lorasweep.launchers.process")
-DEATHS_BORNE = 3  # of one worker in a row, with no trial ended in between
 LAST_LINES = 12
 
 
@@ -77,11 +77,13 @@ class Processes:
         for hand in self.hands:
             news, trouble = hand.take()
             found.news.append(news)
+            hand.headway.hear(news)
             if hand.is_over or hand.process.poll() is None:
                 continue
             hand.finish()
             news, trouble = hand.take()  # what came in between
             found.news.append(news)
+            hand.headway.hear(news)
             trouble = trouble or hand.trouble
             if hand.process.returncode == 0 or self.stopping or trouble is not None:
                 hand.is_over = True
@@ -93,17 +95,17 @@ class Processes:
         return found
 
     def _start_again(self, hand: _Hand, found: Look) -> None:
-        hand.deaths = 1 if hand.ended else hand.deaths + 1
+        hand.headway.died()
         how = ended_how(hand.process.returncode)
-        if hand.deaths >= DEATHS_BORNE:
+        if hand.headway.is_lost:
             hand.is_over = True
             said = "\n".join(f"  {line}" for line in hand.lines) or "  (nothing)"
             found.troubles.append(
                 Trouble(
                     "LorasweepError",
-                    f"worker {hand.orders.index} ({hand.orders.device}) {how} {DEATHS_BORNE} times in a row before it "
-                    f"ended a trial, so the sweep stops; its trials are saved as of their last checkpoint and "
-                    f"`lorasweep resume {hand.orders.sweep}` goes on. It said last:\n{said}",
+                    f"worker {hand.orders.index} ({hand.orders.device}) {how} {hand.headway.deaths} times in a row "
+                    "without getting on with a trial, so the sweep stops; its trials are saved as of their last "
+                    f"checkpoint and `lorasweep resume {hand.orders.sweep}` goes on. It said last:\n{said}",
                     1,
                 )
             )
@@ -138,14 +140,13 @@ class _Hand:
 
     def __init__(self, orders: Orders, place: Place):
         self.orders, self.place, self.home = orders, place, named_home()
-        self.is_over, self.deaths = False, 0
+        self.is_over, self.headway = False, Headway()
         self.lines: deque[str] = deque(maxlen=LAST_LINES)  # of its standard error
         self._changing = threading.Lock()
 
     def start(self) -> None:
         """Start the process; the one before has ended."""
         self.trouble: Trouble | None = None
-        self.ended = 0
         self._notes: list[str] = []
         self._news = News()
         environment = dict(os.environ) | ({} if self.home is None else {VARIABLE: self.home})
@@ -204,7 +205,6 @@ class _Hand:
                 return
             self._news = News.from_json(document)
             self._notes += self._news.notes
-            self.ended = self._news.ended
 
     def _overhear(self, pipe: IO[bytes]) -> None:
         with contextlib.suppress(ValueError, OSError):

@@ -16,15 +16,16 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import ray
 from ray import exceptions
 
 from lorasweep.errors import LorasweepError
-from lorasweep.launchers.actor import DEATHS_BORNE, Actor
+from lorasweep.launchers.actor import Actor
 from lorasweep.launchers.cluster import NAMESPACE, Node, asks_of, check_address, describe, fits
+from lorasweep.launchers.headway import Headway
 from lorasweep.launchers.news import News, Trouble
 from lorasweep.launchers.oversight import Look
 
@@ -66,8 +67,7 @@ class _Hand:
     pid: int | None = None
     node: str = ""
     state: str = "waiting"  # waiting (for a node), starting, working, away, over
-    ended: int = 0
-    deaths: int = 0
+    headway: Headway = field(default_factory=Headway)
     told_to_stop: bool = False
     refusals: int = 0
 
@@ -169,8 +169,9 @@ class Actors:
         found.news.append(news)
         if hand.pid is not None and status["pid"] != hand.pid:
             self._note_new_life(hand, status, found)
+        hand.headway.hear(news)
         hand.refusals = 0
-        hand.pid, hand.node, hand.ended = status["pid"], status["node"], news.ended
+        hand.pid, hand.node = status["pid"], status["node"]
         hand.state, hand.silent_since, self._ran = status["state"], time.monotonic(), True
         if self.stopping_since is not None and not hand.told_to_stop:
             hand.handle.stop.remote()
@@ -185,13 +186,14 @@ class Actors:
         """Ray has made the actor anew. Its own fault where its node lives."""
         hand.told_to_stop = False
         died_here = any(node.id == hand.node for node in nodes())
-        hand.deaths = 0 if not died_here else 1 if hand.ended else hand.deaths + 1
+        hand.headway.died() if died_here else hand.headway.moved()
         where = "its node left the cluster" if not died_here else "its process died"
         found.notes.append(f"worker {hand.index}: {where}; it goes on in process {status['pid']} on {status['host']}")
-        if hand.deaths >= DEATHS_BORNE:
+        if hand.headway.is_lost:
             words = (
-                f"worker {hand.index} died {hand.deaths} times in a row on {status['host']} before it ended a trial, "
-                "so the sweep stops; is there memory enough? Ray's logs of it lie in /tmp/ray/session_latest/logs there"
+                f"worker {hand.index} died {hand.headway.deaths} times in a row on {status['host']} without getting on "
+                "with a trial, so the sweep stops; is there memory enough? Ray's logs of it lie in "
+                "/tmp/ray/session_latest/logs there"
             )
             found.troubles.append(Trouble("LorasweepError", words, 1))
 
