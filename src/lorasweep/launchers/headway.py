@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from lorasweep.launchers.news import News
 
-DEATHS_BORNE = 3  # of one worker in a row, in lives that ended no trial and took none further than the lives before
+DEATHS_BORNE = 5  # of one worker in a row, in lives that ended no trial and took none further than the lives before
 
 
 @dataclass
