@@ -309,7 +309,7 @@ def _at(folder: Folder) -> Iterator[None]:
     """Libraries quiet, and `folder` as the home."""
     from lorasweep.config.home import project
 
-    environment.settle()
+    environment.settle(own_process=False)
     with project(folder):
         yield
 
