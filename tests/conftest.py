@@ -38,13 +38,18 @@ def pytest_configure(config: pytest.Config) -> None:
 # what starts servers, processes or whole sweeps
 SLOW_FIXTURES = {"nursery", "postgres_server", "object_store", "shop", "finished", "either", "server", "whole"}
 SLOW_STORES = {"postgres", "s3"}  # of tests that run over every place for studies or files
+LONGEST = (  # files that take half a minute and more, the longest first
+    "test_promotion", "test_main_job", "test_torture", "test_registry_server", "test_browser", "test_tracker",
+    "test_torture_server", "test_finalists", "test_study", "test_crews", "test_registry", "test_exporting",
+    "test_equivalence", "test_wheel", "test_projects", "test_api", "test_histories", "test_many_hosts",
+)  # fmt: skip
 FAST_FAMILY = "bert"  # of tests that run over every family of models
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests are slow that use what is slow to start, or another family than the first. Long files come first, so that
-    no test process is left alone with one at the end."""
+    no test process is left alone with one at the end: the longest of all, then whatever has slow tests."""
     for item in items:
         drawn = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
         fixtures = SLOW_FIXTURES & set(getattr(item, "fixturenames", ()))
@@ -52,7 +57,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if fixtures or stores or drawn.get("family", FAST_FAMILY) != FAST_FAMILY:
             item.add_marker(pytest.mark.slow)
     long = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in long)
+    place = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: (place.get(item.path.stem, len(place)), item.path not in long))
 
 
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
