@@ -9,6 +9,7 @@ start and end. Part of `packed.py`.
 
 from __future__ import annotations
 
+import importlib
 import json
 import resource
 import sys
@@ -17,6 +18,24 @@ from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
+LANES = "training.pack:Lanes"
+STUDY = "search.study:SweepStudy"
+TRACKER = "tracking.tracker:Tracker"
+STAGED: tuple[tuple[str, tuple[str, ...], str], ...] = (  # owner, its functions, their stage
+    ("workbench:Workbench", ("data", "base", "encoded", "pack"), "load"),
+    (LANES, ("map",), "forward + backward"),
+    ("training.pack", ("gradient_norms", "optimizer_step"), "optimizer"),
+    ("training.examine", ("evaluate",), "evaluate"),
+    ("worker.loop:Worker", ("run",), "rest of the worker"),
+    (STUDY, ("open",), "open and close"),
+    (TRACKER, ("open_sweep", "close_sweep", "close"), "open and close"),
+    (TRACKER, ("start_trial", "log", "flush", "finish_trial"), "tracking"),
+    (STUDY, ("ask", "budget_spent", "interrupted", "report", "requests", "rungs", "warm_from"), "study"),
+    (STUDY, ("complete", "fail", "prune", "set_run", "add_seconds"), "study"),
+    ("checkpoint:Checkpoints", ("save",), "checkpoints"),
+    ("reporting", ("attach",), "report"),
+    ("ranking.board:Leaderboard", ("of",), "leaderboard"),
+)
 SECONDS: dict[str, float] = defaultdict(float)
 RUNNING: list[str] = []
 MARK = [time.perf_counter()]
@@ -59,38 +78,24 @@ def note_memory(owner: Any, name: str) -> None:
     setattr(owner, name, outer)
 
 
+def owner_of(path: str) -> Any:
+    """A module, or a class of one behind a colon."""
+    module, _, name = path.partition(":")
+    found = importlib.import_module(f"lorasweep.{module}")
+    return getattr(found, name) if name else found
+
+
 def main() -> None:
     RUNNING.append("import")
-    from lorasweep import reporting, sweeping
-    from lorasweep.checkpoint import Checkpoints
-    from lorasweep.ranking import board as leaderboard
-    from lorasweep.search import study
-    from lorasweep.tracking.tracker import Tracker
-    from lorasweep.training import pack
-    from lorasweep.workbench import Workbench
-    from lorasweep.worker.loop import Worker
+    from lorasweep import sweeping
 
+    owners = {path: owner_of(path) for path, _, _ in STAGED}
     _switch()
     RUNNING.pop()
-    for name in ("data", "base", "encoded", "pack"):
-        timed(Workbench, name, "load")
-    note_memory(pack.Lanes, "map")
-    timed(pack.Lanes, "map", "forward + backward", unless="evaluate")
-    timed(pack, "gradient_norms", "optimizer")
-    timed(pack, "optimizer_step", "optimizer")
-    timed(pack, "evaluate", "evaluate")
-    timed(Worker, "run", "rest of the worker")
-    timed(study.SweepStudy, "open", "open and close")
-    for name in ("open_sweep", "close_sweep", "close"):
-        timed(Tracker, name, "open and close")
-    for name in ("start_trial", "log", "flush", "finish_trial"):
-        timed(Tracker, name, "tracking")
-    asked = ("ask", "budget_spent", "interrupted", "report", "requests", "rungs", "warm_from")
-    for name in (*asked, "complete", "fail", "prune", "set_run", "add_seconds"):
-        timed(study.SweepStudy, name, "study")
-    timed(Checkpoints, "save", "checkpoints")
-    timed(reporting, "attach", "report")
-    timed(leaderboard.Leaderboard, "of", "leaderboard")
+    note_memory(owners[LANES], "map")
+    for path, names, stage in STAGED:
+        for name in names:
+            timed(owners[path], name, stage, unless="evaluate" if path == LANES else "")
     sweeping.start(sys.argv[1], sys.argv[2:], quiet=True)
     _switch()
     found = {stage: round(seconds, 3) for stage, seconds in SECONDS.items()}

@@ -1,4 +1,5 @@
-"""benchmarks/scale.py counts what it says and keeps what it ran; benchmarks/scale_model.py queues as queues do."""
+"""benchmarks/scale.py counts what it says and keeps what it ran; benchmarks/scale_model.py queues as queues do;
+benchmarks/stages.py puts its stopwatches around what is there."""
 
 from __future__ import annotations
 
@@ -70,3 +71,10 @@ def test_a_trial_of_two_workers_counts_as_doubled(tmp_path: Path) -> None:
     found = scale.summary(scale.Place(tmp_path, None, run), timed_out=False, failed=0)
     assert (found["doubled"], found["lost"], found["overshoot"], found["missing"]) == (1, 1, 1, 0)
     assert found["asks_per_second"] == round(3 / 4.0, 2)
+
+
+def test_every_stage_has_its_functions() -> None:
+    stages = load("stages")
+    for path, names, _ in stages.STAGED:
+        for name in names:
+            assert callable(getattr(stages.owner_of(path), name)), f"{path}.{name}"

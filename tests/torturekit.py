@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lorasweep import environment
 from lorasweep.config.home import Folders
 
 MINI = """# @package _global_
@@ -340,6 +341,7 @@ def _child(order: dict[str, Any]) -> None:
 
 
 def _nursery() -> None:
+    environment.settle()
     for name in LIBRARIES:
         importlib.import_module(name)
     gc.collect()

@@ -195,6 +195,8 @@ def test_another_host_that_promotes_meanwhile_is_compared_with_too(shop: ServerS
 PROMOTE = """
 import json, sys
 from pathlib import Path
+from lorasweep import environment
+environment.settle()
 from lorasweep.registry import promote as registry
 from lorasweep.registry import probe as registry_probe
 from lorasweep.data.sources import Split

@@ -47,7 +47,7 @@ def folders(request: pytest.FixtureRequest, tmp_path: Path) -> Folders:
     if request.param == "sqlite":
         return Folders(tmp_path)
     server: Postgres = request.getfixturevalue("postgres_server")
-    return Folders(tmp_path, studies=server.make_database(f"study_{secrets.token_hex(4)}"))
+    return Folders(tmp_path, studies=server.make_studies(f"study_{secrets.token_hex(4)}"))
 
 
 def storage_url(folders: Folders) -> str:

@@ -56,6 +56,7 @@ def _answers(uri: str, tables: dict[str, dict[str, list[str]]]) -> dict[str, Any
 
 
 if __name__ == "__main__":
+    gc.set_threshold(20_000, 10, 10)  # as lorasweep's own processes have it: imports are most of what this takes
     sys.meta_path.insert(0, NoLorasweep())
     answer = ask(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
     Path(sys.argv[2]).write_text(json.dumps(answer), encoding="utf-8")
