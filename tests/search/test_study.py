@@ -13,6 +13,7 @@ import sqlite3
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -376,7 +377,12 @@ def test_studies_live_beside_each_other(folders: Folders) -> None:
     assert len(SweepStudy.load(folders, "first").records()) == 1
 
 
-def test_a_missing_sweep_names_the_nearest_or_says_there_is_none(folders: Folders) -> None:
+def test_a_missing_sweep_names_the_nearest_or_says_there_is_none(
+    folders: Folders, request: pytest.FixtureRequest
+) -> None:
+    if folders.studies:  # without tables
+        server: Postgres = request.getfixturevalue("postgres_server")
+        folders = replace(folders, studies=server.make_database(f"empty_{secrets.token_hex(4)}"))
     assert SweepStudy.names(folders) == []
     with pytest.raises(UsageError, match="no sweep was ever started there"):
         SweepStudy.load(folders, "x")
