@@ -162,7 +162,7 @@ def test_the_models_table_says_before_and_after(made: tuple[SweepStudy, Folders]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("trials", [1_500, pytest.param(10_000, marks=pytest.mark.torture)])
+@pytest.mark.parametrize("trials", [4_500, pytest.param(10_000, marks=pytest.mark.torture)])
 def test_thousands_of_trials_make_a_page_of_bounded_size(trials: int, tmp_path: Path) -> None:
     folders = Folders(tmp_path)
     study = build(folders, trials, curves=False)
