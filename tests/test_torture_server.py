@@ -91,6 +91,7 @@ def test_a_server_that_stops_freezes_and_comes_back_changes_nothing(
     assert "All is done" in nursery.run(home, "sweep", "mini")  # nothing is left that would need the server
 
 
+@pytest.mark.torture  # its short twins: the one above, and worker/test_moves.py
 @pytest.mark.slow
 def test_a_server_that_stays_away_gets_everything_at_the_next_start(
     nursery: Nursery, server: Server, tmp_path: Path

@@ -231,6 +231,7 @@ def start_promotion(shop: ServerShop, root: Path, trial: int, run_id: str, test:
     )
 
 
+@pytest.mark.torture  # its short twin: test_another_host_that_promotes_meanwhile_is_compared_with_too
 def test_of_two_promotions_at_once_one_wins(shop: ServerShop, bert: Any, tmp_path: Path) -> None:
     """Two processes, each with a tracking folder of its own, promote two trials that are the same adapter."""
     _, adapters, _, test = bert
